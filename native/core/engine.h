@@ -1,0 +1,87 @@
+/* What every engine (text, embeddings, later speech and images) looks like to the runtime and to the module.
+ *
+ * A request is created and admitted on the caller's thread (Redis' main thread),
+ * computed in steps on the runtime's conductor thread, and handed back
+ * through its `done` callback on the conductor. What is only true of one kind
+ * of engine lives in the structure that embeds struct request as its first member.
+ *
+ * Ownership: the creator owns a request until engine_admit succeeds; then the
+ * engine does, until `done` is called, which gives it back to the creator.
+ * `done` is called exactly once for each admitted request, whatever happens
+ * (end, cancel, timeout, unload). Callbacks must not block and must not call
+ * back into the engine, except engine_cancel. */
+#ifndef INFER_ENGINE_H
+#define INFER_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "error.h"
+#include "pool.h"
+
+struct engine;
+struct request;
+
+enum request_state { REQUEST_NEW, REQUEST_QUEUED, REQUEST_RUNNING, REQUEST_DONE };
+
+struct request_timing { /* microseconds; times are platform_now_us, 0: not reached */
+    uint64_t admitted_at, started_at, first_output_at, done_at;
+    uint64_t admit_us; /* parsing and reading of the keys: set by the creator */
+};
+
+struct request {
+    uint64_t id;               /* unique in the process, set by engine_admit */
+    struct engine *engine;
+    _Atomic int state;         /* enum request_state: any thread may read it */
+    _Atomic bool cancelled;    /* set by engine_cancel; the step loop obeys */
+    uint64_t timeout_us;       /* from admission; 0: none */
+    struct request_timing timing;
+    struct infer_error error;  /* code INFER_OK: it succeeded */
+
+    void (*output)(struct request *r); /* conductor: new output is there (a token); may be NULL */
+    void (*done)(struct request *r);   /* conductor: finished; the creator owns it again */
+    void *user;                        /* the creator's */
+
+    struct request *next, *prev;       /* the engine's queues */
+};
+
+struct engine_ops {
+    const char *name; /* "llm", "bert" */
+    /* Checks and queues r; -1 and *err if refused (r stays the caller's). Any thread. */
+    int (*admit)(struct engine *e, struct request *r, struct infer_error *err);
+    /* One step. Conductor. Returns false when there was nothing to do. */
+    bool (*step)(struct engine *e, struct pool *p);
+    /* Ends all requests as cancelled with INFER_NOMODEL. Conductor. */
+    void (*abort)(struct engine *e);
+    void (*free)(struct engine *e);
+};
+
+struct engine {
+    const struct engine_ops *ops;
+    struct runtime *runtime; /* set while it is registered */
+    struct engine *next;     /* the runtime's list */
+};
+
+/* Admits and wakes the conductor. Any thread. */
+int engine_admit(struct engine *e, struct request *r, struct infer_error *err);
+/* Asks for an early end; done() follows soon. Any thread, at any time before done returns. */
+void engine_cancel(struct request *r);
+
+/* ---- the runtime: one conductor thread and one pool for the whole process ---- */
+
+struct runtime;
+
+/* threads 0: one per processor. */
+struct runtime *runtime_create(int threads, size_t scratch_bytes, struct infer_error *err);
+/* All engines must have been removed. Joins every thread. */
+void runtime_free(struct runtime *rt);
+/* Between steps; returns when done. Caller: any thread but the conductor. */
+int runtime_set_threads(struct runtime *rt, int threads, struct infer_error *err);
+int runtime_threads(const struct runtime *rt);
+void runtime_add(struct runtime *rt, struct engine *e);
+/* Aborts the engine's requests, waits for the step under way, and takes it off
+ * the list. Then nothing runs in it any more and it can be freed. Blocks for up to one step: call it from a
+ * thread that may wait. */
+void runtime_remove(struct runtime *rt, struct engine *e);
+
+#endif

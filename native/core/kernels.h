@@ -1,0 +1,155 @@
+/* The kernel table: all arithmetic of the forward pass, once per instruction set.
+ *
+ * Every table computes the same bits. Each operation below fixes the order of
+ * its float operations ("order:"), so that scalar, AVX2, AVX-512 and NEON give
+ * identical results, and so that the value of one output never depends on how
+ * many rows, tokens, sequences or threads were computed beside it. Hence a
+ * result is the same on any machine, with any number of threads, alone or in a
+ * batch, with a cold or a warm cache; and the tests compare tables for equality.
+ * All code of these tables is compiled with -ffp-contract=off: an FMA is one
+ * only where the order says fma.
+ *
+ * Words of the orders:
+ *   fma(a,b,c)  a*b+c rounded once.
+ *   lanes16     sixteen partial sums; element i goes to lane i%16, in
+ *               ascending i; then the lanes are folded: l[i]+=l[i+8] for i<8,
+ *               l[i]+=l[i+4] for i<4, l[i]+=l[i+2] for i<2, l[0]+l[1].
+ *   kexp(x)     the exponential of kernels_math.h (an exact recipe).
+ *
+ * Pure functions: no state, any thread; all memory is the caller's. */
+#ifndef INFER_KERNELS_H
+#define INFER_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "quant.h"
+
+enum {
+    ACT_BLOCK = 32,      /* elements of an activation row that share a scale */
+    ACT_SUM_BLOCK = 16,  /* elements of an activation row that share a sum */
+    ROW_TILE = 16,       /* weight rows that a kernel takes at once; row ranges start at a multiple */
+    KV_PAGE = 64,        /* tokens of a page of the KV cache */
+};
+
+/* A weight matrix inside the mapped file: row-major, [n_out, n_in]. */
+struct weight {
+    enum tensor_type type;
+    int n_out, n_in;
+    size_t row_bytes;
+    const void *data; /* aligned as the file has it: assume nothing beyond 1 byte */
+};
+
+/* A batch of matrix inputs. Quantized types read q, scale, sum and fsum; F32,
+ * F16 and BF16 weights read x. n is a multiple of ACT_BLOCK whenever q is used. */
+struct act {
+    int n_rows, n;
+    const float *x; /* [n_rows, n] */
+    size_t ld_x;    /* floats from row to row of x */
+    int8_t *q;      /* [n_rows, n], in -127..127 */
+    float *scale;   /* [n_rows, n/32]: x ~ q*scale */
+    int32_t *sum;   /* [n_rows, n/16]: sum of q */
+    float *fsum;    /* [n_rows, n/16]: scale * (float)sum, rounded once */
+};
+
+struct kernels {
+    const char *name; /* "scalar", "avx2", "avx512", "neon" */
+
+    /* Fills row `row` of a (q, scale, sum, fsum) from a->x.
+     * order, for each block of 32: amax = max|x|; scale = amax / 127;
+     * inv = amax > 0 ? 127 / amax : 0; q = round half to even(x * inv). */
+    void (*quantize)(struct act *a, int row);
+
+    /* y[t*ld_y + r] = sum_k W[r,k] * x[t,k] for row0 <= r < row1 and all rows t of a.
+     * scratch: at least scratch_bytes, 64-byte aligned, this thread's own.
+     *
+     * order, quantized types: sub-blocks (16 or 32 weights, as the format has
+     * scales) ascending; for each
+     *     isum = exact integer sum of (w_int - zero) * q, where zero is the format's
+     *            fixed offset (Q4_0 8, Q5_0 16, Q8_0 0, Q3_K 4, Q6_K 32; 0 for formats with a minimum)
+     *     acc  = fma((float)isum, d * scale, acc)
+     *     macc = fma(m, fsum', macc)          formats with a minimum only
+     * where d and m are the sub-block's float scale and minimum (each a product
+     * of the block's float and the integer scale, rounded once; w = d*w_int - m; for Q4_1 and Q5_1, whose
+     * format says w = d*w_int + m, m is the negated field), and fsum' = fsum
+     * of the sub-block (for 32: scale * (float)(sum of both halves), rounded once).
+     * y = acc - macc (acc alone for formats without a minimum). acc, macc start at 0.
+     *
+     * order, F32/F16/BF16: weights widened exactly to float32; lanes16 with fma. */
+    void (*matmul[TYPE_COUNT])(const struct weight *w, int row0, int row1, const struct act *a,
+                               float *y, size_t ld_y, void *scratch);
+
+    /* y[i] = x[i] * (1/sqrt(mean(x^2) + eps)) * w[i]
+     * order: s = lanes16 fma(x,x,lane); r = 1 / sqrtf(s / n + eps); y = (x * r) * w. */
+    void (*rmsnorm)(float *y, const float *x, const float *w, int n, float eps);
+
+    /* y[i] = (x[i] - mean) * r * w[i] + b[i]
+     * order: mean = lanes16 add / n; v = lanes16 fma(x-mean, x-mean, lane); r = 1 / sqrtf(v / n + eps);
+     * y = fma((x - mean) * r, w, b). */
+    void (*layernorm)(float *y, const float *x, const float *w, const float *b, int n, float eps);
+
+    void (*add)(float *y, const float *x, int n); /* y += x */
+
+    /* y[i] = silu(gate[i]) * up[i]; order: (g / (1 + kexp(-g))) * u. y may be gate. */
+    void (*silu_mul)(float *y, const float *gate, const float *up, int n);
+
+    /* y[i] = gelu(x[i]), the erf form; order: scalar recipe of kernels_math.h. y may be x. */
+    void (*gelu)(float *y, const float *x, int n);
+
+    /* Rotates the first n_rot elements of one head in place. cos, sin: [n_rot/2].
+     * neox: pairs are (i, i + n_rot/2), else (2i, 2i+1).
+     * order: x0' = x0*c - x1*s, x1' = x0*s + x1*c, products and sum rounded separately. */
+    void (*rope)(float *x, const float *cos, const float *sin, int n_rot, bool neox);
+
+    /* Puts one token's K and V of one head into slot `slot` of a page: K transposed.
+     * k_page: f16 [head_dim, KV_PAGE]; v_page: f16 [KV_PAGE, head_dim]. Rounds to nearest even. */
+    void (*kv_store)(uint16_t *k_page, uint16_t *v_page, const float *k, const float *v,
+                     int k_dim, int v_dim, int slot);
+
+    /* Attention of n_q queries (any mix of heads of a group and of tokens) to one
+     * span of keys that they share, as partial results to be merged.
+     * q: [n_q, k_dim], already scaled by 1/sqrt(k_dim), rows ld_q floats apart by index: q[i] points to row i.
+     * n_keys[i]: query i sees keys 0..n_keys[i]-1 of the span (>= 0).
+     * k_pages, v_pages: one pointer per KV_PAGE keys, as kv_store lays them out.
+     * Out, per query: m (maximum), l (sum), acc [n_q, v_dim] (not divided by l).
+     * A query that sees no key gets m = -INFINITY, l = 0, acc = 0. Slots past n_keys are never used
+     * (they may hold anything, NaN too).
+     * order, pages ascending, for each page where a query sees v > 0 keys:
+     *   s_j = fma(q[d], k[d][j], s_j) for d ascending, from 0
+     *   m' = max(m, max s_j); c = kexp(m - m') (0 on the first page); p_j = kexp(s_j - m'), 0 for unseen j
+     *   l = fma(l, c, lanes16 add p_j over the 64 slots)
+     *   acc[d] = acc[d] * c; then acc[d] = fma(p_j, v[j][d], acc[d]) for j ascending over the seen keys
+     *   m = m' */
+    void (*attend)(const float *const *q, const int *n_keys, int n_q, int k_dim, int v_dim,
+                   const uint16_t *const *k_pages, const uint16_t *const *v_pages,
+                   float *m, float *l, float *acc, void *scratch);
+
+    /* Merges a later span's partial (m2, l2, acc2) into (m, l, acc) of one query.
+     * order: n = max(m, m2); a = kexp(m - n) (0 where m is -inf); b likewise of m2;
+     * l = fma(l, a, l2 * b); acc[d] = fma(acc[d], a, acc2[d] * b); m = n. */
+    void (*attend_merge)(float *m, float *l, float *acc, float m2, float l2, const float *acc2, int v_dim);
+
+    /* Largest element's index, the first one of equals; n >= 1. NaN never wins. */
+    int (*argmax)(const float *x, int n);
+
+    size_t scratch_bytes;
+};
+
+extern const struct kernels kernels_scalar;
+
+/* Each kernel library defines one of these; the table's every entry is set (entries
+ * that a library does not specialize repeat the scalar ones). NULL when this CPU cannot run it. */
+const struct kernels *kernels_avx2(void);
+const struct kernels *kernels_avx512(void);
+const struct kernels *kernels_neon(void);
+
+/* The best table for this CPU, or the one that REDIS_INFER_KERNELS names.
+ * NULL if that name is unknown, not built in, or needs a newer CPU: *why then says so (static string). */
+const struct kernels *kernels_select(const char **why);
+/* Table by name, NULL as above. */
+const struct kernels *kernels_by_name(const char *name, const char **why);
+/* Tables that this machine can run, best first, NULL-terminated; static storage. */
+const struct kernels *const *kernels_available(void);
+
+#endif

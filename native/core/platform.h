@@ -1,0 +1,40 @@
+/* What differs between operating systems, in one file each: platform_linux.c
+ * and platform_macos.c implement this header and nothing else does. The build
+ * picks the file; no other file of the tree asks for the platform. */
+#ifndef INFER_PLATFORM_H
+#define INFER_PLATFORM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Anonymous zeroed memory, page aligned, kept out of fork (a child that saves
+ * RDB neither copies nor sees it) and backed by huge pages where the system
+ * has them. NULL when there is none. */
+void *platform_map_anonymous(size_t bytes);
+void platform_unmap(void *p, size_t bytes);
+
+/* Gives the physical memory behind [p, p+bytes) back; it reads as zero later. */
+void platform_release(void *p, size_t bytes);
+
+/* A read-only shared mapping of a whole regular file. Returns NULL and sets
+ * errno on failure. An empty file fails with EINVAL. */
+const void *platform_map_file(const char *path, size_t *bytes);
+void platform_unmap_file(const void *p, size_t bytes);
+
+/* For a new worker thread: its name (at most 15 characters), every signal
+ * blocked, and a lower priority than the process' main thread. */
+void platform_worker_thread(const char *name);
+
+/* Processors that this process may run on (affinity and, where the system has
+ * them, control group limits respected); at least 1. */
+int platform_cpu_count(void);
+
+/* Monotonic clock, microseconds. */
+uint64_t platform_now_us(void);
+
+/* Parks while *word == expected, at most timeout_us (0: no limit); may return
+ * early. Wakes come from platform_wake. Both are safe from any thread. */
+void platform_park(uint32_t *word, uint32_t expected, uint64_t timeout_us);
+void platform_wake(uint32_t *word, int all);
+
+#endif
