@@ -4,6 +4,7 @@
 #ifndef INFER_PLATFORM_H
 #define INFER_PLATFORM_H
 
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -22,7 +23,8 @@ const void *platform_map_file(const char *path, size_t *bytes);
 void platform_unmap_file(const void *p, size_t bytes);
 
 /* For a new worker thread: its name (at most 15 characters), every signal
- * blocked, and a lower priority than the process' main thread. */
+ * blocked that can come from outside (a fault of the thread's own still reaches
+ * the process' handler), and a lower priority than the process' main thread. */
 void platform_worker_thread(const char *name);
 
 /* Processors that this process may run on (affinity and, where the system has
@@ -34,7 +36,7 @@ uint64_t platform_now_us(void);
 
 /* Parks while *word == expected, at most timeout_us (0: no limit); may return
  * early. Wakes come from platform_wake. Both are safe from any thread. */
-void platform_park(uint32_t *word, uint32_t expected, uint64_t timeout_us);
-void platform_wake(uint32_t *word, int all);
+void platform_park(_Atomic uint32_t *word, uint32_t expected, uint64_t timeout_us);
+void platform_wake(_Atomic uint32_t *word, int all);
 
 #endif

@@ -1,0 +1,204 @@
+/* platform.h for Linux (glibc and musl).
+ *
+ * Mappings belong to the caller until it unmaps them. Every function may be
+ * called from any thread; platform_worker_thread changes the calling thread only. */
+#include "platform.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    HUGE_PAGE_BYTES = 2 << 20, /* of x86-64, and of aarch64 with 4 KB pages */
+    WORKER_NICE = 10,          /* added to the main thread's: about a tenth of its weight */
+};
+
+void *platform_map_anonymous(size_t bytes)
+{
+    if (bytes == 0) return NULL;
+    /* A huge page needs 2 MB alignment, which mmap does not promise: map more and cut the ends off. */
+    size_t slack = bytes >= HUGE_PAGE_BYTES ? HUGE_PAGE_BYTES : 0;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    if (bytes > SIZE_MAX - slack - page) return NULL;
+    bytes = (bytes + page - 1) / page * page;
+    char *base = mmap(NULL, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED) return NULL;
+    char *p = base;
+    if (slack) {
+        size_t head = (HUGE_PAGE_BYTES - (uintptr_t)base % HUGE_PAGE_BYTES) % HUGE_PAGE_BYTES;
+        p = base + head;
+        if (head) munmap(base, head);
+        if (slack > head) munmap(p + bytes, slack - head);
+        madvise(p, bytes, MADV_HUGEPAGE); /* only speed: a kernel without them may refuse */
+    }
+    /* Without this a child that saves RDB would copy every page that a step writes. */
+    if (madvise(p, bytes, MADV_DONTFORK) != 0) {
+        munmap(p, bytes);
+        return NULL;
+    }
+    return p;
+}
+
+void platform_unmap(void *p, size_t bytes)
+{
+    if (p) munmap(p, bytes);
+}
+
+void platform_release(void *p, size_t bytes)
+{
+    /* Only whole pages can go; the kernel would widen a partial one at the end. */
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = ((uintptr_t)p + page - 1) / page * page;
+    uintptr_t end = ((uintptr_t)p + bytes) / page * page;
+    if (begin >= end) {
+        memset(p, 0, bytes);
+        return;
+    }
+    memset(p, 0, begin - (uintptr_t)p);
+    memset((void *)end, 0, (uintptr_t)p + bytes - end);
+    if (madvise((void *)begin, end - begin, MADV_DONTNEED) != 0) memset((void *)begin, 0, end - begin);
+}
+
+const void *platform_map_file(const char *path, size_t *bytes)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* NONBLOCK: a FIFO must not hold us */
+    if (fd < 0) return NULL;
+    struct stat st;
+    const void *p = NULL;
+    int failed = 0;
+    if (fstat(fd, &st) != 0) {
+        failed = errno;
+    } else if (!S_ISREG(st.st_mode) || st.st_size <= 0) {
+        failed = S_ISDIR(st.st_mode) ? EISDIR : EINVAL;
+    } else {
+        void *map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+        if (map == MAP_FAILED) {
+            failed = errno;
+        } else {
+            p = map;
+            *bytes = (size_t)st.st_size;
+        }
+    }
+    close(fd);
+    if (!p) errno = failed;
+    return p;
+}
+
+void platform_unmap_file(const void *p, size_t bytes)
+{
+    if (p) munmap((void *)(uintptr_t)p, bytes);
+}
+
+void platform_worker_thread(const char *name)
+{
+    char cut[16];
+    snprintf(cut, sizeof cut, "%s", name);
+    pthread_setname_np(pthread_self(), cut);
+
+    sigset_t set;
+    sigfillset(&set);
+    /* A blocked fault would kill the process without Redis' crash report. */
+    sigdelset(&set, SIGSEGV);
+    sigdelset(&set, SIGBUS);
+    sigdelset(&set, SIGFPE);
+    sigdelset(&set, SIGILL);
+    sigdelset(&set, SIGABRT);
+    pthread_sigmask(SIG_SETMASK, &set, NULL);
+
+    /* Linux keeps the nice value per thread; the kernel clips it at 19. */
+    int main_nice = getpriority(PRIO_PROCESS, (id_t)getpid());
+    setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), main_nice + WORKER_NICE);
+}
+
+/* Processors that the quota of the control group (version 2) at `dir` allows,
+ * or INT_MAX. Rounded down: a group that used up its quota stops as a whole,
+ * Redis' main thread too. */
+static int cgroup_limit(const char *dir)
+{
+    char path[PATH_MAX + 32], max[32];
+    snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", dir);
+    FILE *f = fopen(path, "re");
+    if (!f) return INT_MAX;
+    long long period = 0;
+    int limit = INT_MAX;
+    if (fscanf(f, "%31s %lld", max, &period) == 2 && strcmp(max, "max") != 0 && period > 0) {
+        long long cpus = atoll(max) / period;
+        limit = cpus < 1 ? 1 : cpus > INT_MAX ? INT_MAX : (int)cpus;
+    }
+    fclose(f);
+    return limit;
+}
+
+/* The smallest limit of this process' control group and those above it. */
+static int cgroup_cpus(void)
+{
+    FILE *f = fopen("/proc/self/cgroup", "re");
+    if (!f) return INT_MAX;
+    char line[PATH_MAX], *dir = NULL;
+    while (fgets(line, sizeof line, f))
+        if (strncmp(line, "0::/", 4) == 0) { /* version 2's entry */
+            line[strcspn(line, "\n")] = 0;
+            dir = line + 3;
+            break;
+        }
+    fclose(f);
+    if (!dir) return INT_MAX;
+    int limit = INT_MAX;
+    for (;;) {
+        int here = cgroup_limit(dir);
+        if (here < limit) limit = here;
+        char *slash = strrchr(dir, '/');
+        if (!slash) return limit;
+        *slash = 0; /* the parent; "" is the root that this process sees */
+    }
+}
+
+int platform_cpu_count(void)
+{
+    int allowed = 0;
+    for (int cpus = 1024; cpus <= 1 << 16 && !allowed; cpus *= 2) { /* EINVAL: the kernel's set is larger */
+        cpu_set_t *set = CPU_ALLOC((size_t)cpus);
+        if (!set) break;
+        size_t bytes = CPU_ALLOC_SIZE((size_t)cpus);
+        if (sched_getaffinity(0, bytes, set) == 0)
+            allowed = CPU_COUNT_S(bytes, set);
+        else if (errno != EINVAL)
+            cpus = 1 << 16;
+        CPU_FREE(set);
+    }
+    if (allowed < 1) allowed = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    int limit = cgroup_cpus();
+    if (allowed > limit) allowed = limit;
+    return allowed < 1 ? 1 : allowed;
+}
+
+uint64_t platform_now_us(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
+}
+
+void platform_park(_Atomic uint32_t *word, uint32_t expected, uint64_t timeout_us)
+{
+    struct timespec ts = {.tv_sec = (time_t)(timeout_us / 1000000), .tv_nsec = (long)(timeout_us % 1000000) * 1000};
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, timeout_us ? &ts : NULL, NULL, 0);
+}
+
+void platform_wake(_Atomic uint32_t *word, int all)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, all ? INT_MAX : 1, NULL, NULL, 0);
+}

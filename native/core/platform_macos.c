@@ -1,0 +1,168 @@
+/* platform.h for macOS, with public interfaces only.
+ *
+ * Mappings belong to the caller until it unmaps them. Every function may be
+ * called from any thread; platform_worker_thread changes the calling thread only. */
+#define _DARWIN_C_SOURCE
+#include "platform.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <mach/vm_inherit.h>
+#include <pthread.h>
+#include <pthread/qos.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/sysctl.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { WORKER_RELATIVE_PRIORITY = -10 }; /* within the class, of 0 to -15 */
+
+void *platform_map_anonymous(size_t bytes)
+{
+    if (bytes == 0) return NULL;
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+    if (p == MAP_FAILED) return NULL;
+    if (minherit(p, bytes, VM_INHERIT_NONE) != 0) {
+        munmap(p, bytes);
+        return NULL;
+    }
+    return p;
+}
+
+void platform_unmap(void *p, size_t bytes)
+{
+    if (p) munmap(p, bytes);
+}
+
+void platform_release(void *p, size_t bytes)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = ((uintptr_t)p + page - 1) / page * page;
+    uintptr_t end = ((uintptr_t)p + bytes) / page * page;
+    if (begin >= end) {
+        memset(p, 0, bytes);
+        return;
+    }
+    memset(p, 0, begin - (uintptr_t)p);
+    memset((void *)end, 0, (uintptr_t)p + bytes - end);
+    /* No advice of macOS promises zeros afterwards; a fresh mapping in place does. */
+    if (mmap((void *)begin, end - begin, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON | MAP_FIXED, -1, 0) ==
+        MAP_FAILED)
+        memset((void *)begin, 0, end - begin);
+    else
+        minherit((void *)begin, end - begin, VM_INHERIT_NONE);
+}
+
+const void *platform_map_file(const char *path, size_t *bytes)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* NONBLOCK: a FIFO must not hold us */
+    if (fd < 0) return NULL;
+    struct stat st;
+    const void *p = NULL;
+    int failed = 0;
+    if (fstat(fd, &st) != 0) {
+        failed = errno;
+    } else if (!S_ISREG(st.st_mode) || st.st_size <= 0) {
+        failed = S_ISDIR(st.st_mode) ? EISDIR : EINVAL;
+    } else {
+        void *map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+        if (map == MAP_FAILED) {
+            failed = errno;
+        } else {
+            p = map;
+            *bytes = (size_t)st.st_size;
+        }
+    }
+    close(fd);
+    if (!p) errno = failed;
+    return p;
+}
+
+void platform_unmap_file(const void *p, size_t bytes)
+{
+    if (p) munmap((void *)(uintptr_t)p, bytes);
+}
+
+void platform_worker_thread(const char *name)
+{
+    char cut[16];
+    snprintf(cut, sizeof cut, "%s", name);
+    pthread_setname_np(cut);
+
+    sigset_t set;
+    sigfillset(&set);
+    /* A blocked fault would kill the process without Redis' crash report. */
+    sigdelset(&set, SIGSEGV);
+    sigdelset(&set, SIGBUS);
+    sigdelset(&set, SIGFPE);
+    sigdelset(&set, SIGILL);
+    sigdelset(&set, SIGABRT);
+    pthread_sigmask(SIG_SETMASK, &set, NULL);
+
+    /* Below the main thread inside its own class: a lower class would move the thread to the efficiency cores. */
+    pthread_set_qos_class_self_np(QOS_CLASS_DEFAULT, WORKER_RELATIVE_PRIORITY);
+}
+
+int platform_cpu_count(void)
+{
+    /* Threads of a step wait for one another, so the performance cores set the
+     * number where the machine has two kinds. macOS has no affinity and no control groups. */
+    int n = 0;
+    size_t len = sizeof n;
+    if (sysctlbyname("hw.perflevel0.logicalcpu", &n, &len, NULL, 0) == 0 && n > 0) return n;
+    n = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : n;
+}
+
+uint64_t platform_now_us(void)
+{
+    return clock_gettime_nsec_np(CLOCK_UPTIME_RAW) / 1000;
+}
+
+/* Parking: the kernel's own wait-on-address is public only since macOS 14.4, so
+ * words share a few mutexes and conditions by their address. A wake reaches every
+ * thread of its bucket; those whose word did not change return early, which park's contract allows. */
+static struct bucket {
+    pthread_mutex_t mutex;
+    pthread_cond_t cond;
+} buckets[] = {
+#define BUCKET {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER}
+    BUCKET, BUCKET, BUCKET, BUCKET, BUCKET, BUCKET, BUCKET, BUCKET,
+    BUCKET, BUCKET, BUCKET, BUCKET, BUCKET, BUCKET, BUCKET, BUCKET,
+#undef BUCKET
+};
+
+static struct bucket *bucket_of(const _Atomic uint32_t *word)
+{
+    uint64_t h = (uint64_t)(uintptr_t)word * 0x9E3779B97F4A7C15u; /* Fibonacci hashing */
+    return &buckets[(h >> 32) % (sizeof buckets / sizeof *buckets)];
+}
+
+void platform_park(_Atomic uint32_t *word, uint32_t expected, uint64_t timeout_us)
+{
+    struct bucket *b = bucket_of(word);
+    pthread_mutex_lock(&b->mutex);
+    if (atomic_load(word) == expected) {
+        if (timeout_us) {
+            struct timespec ts = {.tv_sec = (time_t)(timeout_us / 1000000),
+                                  .tv_nsec = (long)(timeout_us % 1000000) * 1000};
+            pthread_cond_timedwait_relative_np(&b->cond, &b->mutex, &ts);
+        } else {
+            pthread_cond_wait(&b->cond, &b->mutex);
+        }
+    }
+    pthread_mutex_unlock(&b->mutex);
+}
+
+void platform_wake(_Atomic uint32_t *word, int all)
+{
+    (void)all; /* the bucket is shared: waking one could wake the wrong one */
+    struct bucket *b = bucket_of(word);
+    pthread_mutex_lock(&b->mutex);
+    pthread_cond_broadcast(&b->cond);
+    pthread_mutex_unlock(&b->mutex);
+}
