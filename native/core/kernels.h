@@ -57,8 +57,8 @@ struct kernels {
     const char *name; /* "scalar", "avx2", "avx512", "neon" */
 
     /* Fills row `row` of a (q, scale, sum, fsum) from a->x.
-     * order, for each block of 32: amax = max|x|; scale = amax / 127;
-     * inv = amax > 0 ? 127 / amax : 0; q = round half to even(x * inv). */
+     * order, for each block of 32: amax = max|x|; scale = amax / 127; inv = 127 / amax;
+     * q = round half to even(x * inv). Blocks of (nearly) zeros, NaN, infinities: kquant_scale in kernels_math.h. */
     void (*quantize)(struct act *a, int row);
 
     /* y[t*ld_y + r] = sum_k W[r,k] * x[t,k] for row0 <= r < row1 and all rows t of a.
@@ -94,7 +94,7 @@ struct kernels {
     /* y[i] = silu(gate[i]) * up[i]; order: (g / (1 + kexp(-g))) * u. y may be gate. */
     void (*silu_mul)(float *y, const float *gate, const float *up, int n);
 
-    /* y[i] = gelu(x[i]), the erf form; order: scalar recipe of kernels_math.h. y may be x. */
+    /* y[i] = gelu(x[i]), the erf form; order: kgelu of kernels_math.h. y may be x. */
     void (*gelu)(float *y, const float *x, int n);
 
     /* Rotates the first n_rot elements of one head in place. cos, sin: [n_rot/2].
@@ -117,7 +117,8 @@ struct kernels {
      * (they may hold anything, NaN too).
      * order, pages ascending, for each page where a query sees v > 0 keys:
      *   s_j = fma(q[d], k[d][j], s_j) for d ascending, from 0
-     *   m' = max(m, max s_j); c = kexp(m - m') (0 on the first page); p_j = kexp(s_j - m'), 0 for unseen j
+     *   m' = max(m, max s_j) + 0, passing over NaN (kmax); c = kexp(m - m') (0 on the first page);
+     *   p_j = kexp(s_j - m'), 0 for unseen j
      *   l = fma(l, c, lanes16 add p_j over the 64 slots)
      *   acc[d] = acc[d] * c; then acc[d] = fma(p_j, v[j][d], acc[d]) for j ascending over the seen keys
      *   m = m' */
@@ -126,7 +127,7 @@ struct kernels {
                    float *m, float *l, float *acc, void *scratch);
 
     /* Merges a later span's partial (m2, l2, acc2) into (m, l, acc) of one query.
-     * order: n = max(m, m2); a = kexp(m - n) (0 where m is -inf); b likewise of m2;
+     * order: n = kmax(m, m2) + 0; a = kexp(m - n) (0 where m is -inf); b likewise of m2;
      * l = fma(l, a, l2 * b); acc[d] = fma(acc[d], a, acc2[d] * b); m = n. */
     void (*attend_merge)(float *m, float *l, float *acc, float m2, float l2, const float *acc2, int v_dim);
 

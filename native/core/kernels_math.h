@@ -1,7 +1,8 @@
-/* Scalar recipes for the transcendental functions that kernels use.
+/* Scalar recipes that kernels share: exponential, GELU, and the edge cases of quantization.
  *
  * Vector versions repeat these operations lane by lane, so that every table
- * gives the same bits. fmaf() is exact on every platform (in hardware or not). */
+ * gives the same bits. fmaf() is exact on every platform (in hardware or not).
+ * The rounding mode is the default one (nearest, ties to even) and denormals are kept. */
 #ifndef INFER_KERNELS_MATH_H
 #define INFER_KERNELS_MATH_H
 
@@ -9,22 +10,43 @@
 #include <stdint.h>
 #include <string.h>
 
-/* exp(x): x is clamped to [KEXP_MIN, KEXP_MAX] (below it the result is 0).
- * n = round half to even(x * log2 e); r = x - n*ln2 in two fma steps;
- * polynomial of degree 6 in r by Horner with fma; then scaled by 2^n through
- * the exponent bits. Largest error about 1 ulp. NaN gives NaN. */
+static inline float kfloat_of_bits(uint32_t bits)
+{
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+static inline uint32_t kbits_of_float(float f)
+{
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    return bits;
+}
+
+/* The larger of a running maximum and x; a NaN in x is passed over. (x86: maxps(x, top)) */
+static inline float kmax(float top, float x) { return x > top ? x : top; }
+
+/* ---- exp ----
+ *
+ * Below KEXP_MIN the result is 0, above KEXP_MAX that of KEXP_MAX (so it is never infinite, and never
+ * denormal); NaN gives NaN. n = round half to even(x * log2 e); r = x - n*ln2 in two
+ * fma steps; a polynomial of degree 6 in r by Horner with fma, whose coefficients
+ * minimize the largest relative error over |r| <= ln2/2 (0.06 of half a unit in the last place before rounding)
+ * with the first three held at 1, 1, 1/2; then scaled by 2^n through
+ * the exponent bits. Within 1 ulp of exp. */
 #define KEXP_MIN (-87.0f)
 #define KEXP_MAX (88.0f)
 #define KEXP_LOG2E 1.44269504088896341f
-#define KEXP_LN2_HI 0.693145751953125f       /* the upper bits of ln 2: n*hi is exact */
+#define KEXP_LN2_HI 0.693145751953125f       /* the upper 16 bits of ln 2: n*hi is exact */
 #define KEXP_LN2_LO 1.42860682030941723e-6f  /* ln 2 - hi */
 #define KEXP_C0 1.0f
 #define KEXP_C1 1.0f
 #define KEXP_C2 0.5f
-#define KEXP_C3 0.166666671f
-#define KEXP_C4 0.0416664568f
-#define KEXP_C5 0.00833345205f
-#define KEXP_C6 0.00139310146f
+#define KEXP_C3 0.166665345f
+#define KEXP_C4 0.0416672379f
+#define KEXP_C5 0.00836748257f
+#define KEXP_C6 0.00138637808f
 
 static inline float kexp(float x)
 {
@@ -41,10 +63,68 @@ static inline float kexp(float x)
     p = fmaf(p, r, KEXP_C2);
     p = fmaf(p, r, KEXP_C1);
     p = fmaf(p, r, KEXP_C0);
-    int32_t bits = ((int32_t)n + 127) << 23;
-    float scale;
-    memcpy(&scale, &bits, sizeof scale);
-    return p * scale;
+    return p * kfloat_of_bits((uint32_t)((int32_t)n + 127) << 23);
+}
+
+/* ---- GELU, the erf form: x * Phi(x) ----
+ *
+ * The normal distribution's tail, for a = |x|: Phi(-a) = t * exp(P(t) - a^2/2) with t = 1/(1 + a/4).
+ * P is smooth on all of (0, 1]; the polynomial of degree 9 minimizes its
+ * largest error over 0 <= a <= 14 (3.1e-8), and kexp is 0 beyond. Then
+ * Phi(x) = Phi(-a) for x < 0, else 1 - Phi(-a): negative x lose no digits to cancellation.
+ * NaN gives NaN, +infinity itself, -infinity NaN. */
+#define KGELU_C0 -2.305408f
+#define KGELU_C1 1.00314641f
+#define KGELU_C2 0.414510399f
+#define KGELU_C3 0.293199956f
+#define KGELU_C4 -0.0730354488f
+#define KGELU_C5 -0.0305131916f
+#define KGELU_C6 0.514025331f
+#define KGELU_C7 -1.0951767f
+#define KGELU_C8 0.768379807f
+#define KGELU_C9 -0.182275951f
+
+static inline float kgelu(float x)
+{
+    float a = fabsf(x);
+    float t = 1.0f / fmaf(0.25f, a, 1.0f);
+    float p = KGELU_C9;
+    p = fmaf(p, t, KGELU_C8);
+    p = fmaf(p, t, KGELU_C7);
+    p = fmaf(p, t, KGELU_C6);
+    p = fmaf(p, t, KGELU_C5);
+    p = fmaf(p, t, KGELU_C4);
+    p = fmaf(p, t, KGELU_C3);
+    p = fmaf(p, t, KGELU_C2);
+    p = fmaf(p, t, KGELU_C1);
+    p = fmaf(p, t, KGELU_C0);
+    float tail = t * kexp(fmaf(-0.5f * a, a, p));
+    return x * (x < 0 ? tail : 1.0f - tail);
+}
+
+/* ---- scale of a block of activations ----
+ *
+ * A block whose largest magnitude is below KQUANT_TINY counts as zero: 127/amax must stay finite.
+ * One with a NaN or an infinity gets scale NaN and all q 0, so that every result that
+ * depends on it is NaN. The largest magnitude is that of the bits without the sign, as
+ * integers: the same order as the floats', with NaN above infinity. */
+#define KQUANT_TINY 0x1p-100f
+
+static inline uint32_t kabsmax(uint32_t top_bits, float x)
+{
+    uint32_t bits = kbits_of_float(x) & 0x7fffffffu;
+    return bits > top_bits ? bits : top_bits;
+}
+
+/* Returns the block's scale; *inv is what x is multiplied with, 0: all q are 0. */
+static inline float kquant_scale(uint32_t top_bits, float *inv)
+{
+    float amax = kfloat_of_bits(top_bits);
+    *inv = 0;
+    if (top_bits >= 0x7f800000u) return kfloat_of_bits(0x7fc00000u);
+    if (amax < KQUANT_TINY) return 0;
+    *inv = 127.0f / amax;
+    return amax / 127.0f;
 }
 
 #endif

@@ -1,0 +1,77 @@
+/* Which kernel table to use: by the CPU's features, or by name.
+ *
+ * The build defines INFER_KERNELS_<SET> for each kernel library that it links
+ * in; each of those says itself whether this CPU can run it. Any thread. */
+#include "kernels.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct entry {
+    const char *name;
+    const struct kernels *(*get)(void); /* NULL: not built for this machine */
+};
+
+static const struct kernels *get_scalar(void) { return &kernels_scalar; }
+
+static const struct entry entries[] = { /* best first */
+#ifdef INFER_KERNELS_AVX512
+    {"avx512", kernels_avx512},
+#else
+    {"avx512", NULL},
+#endif
+#ifdef INFER_KERNELS_AVX2
+    {"avx2", kernels_avx2},
+#else
+    {"avx2", NULL},
+#endif
+#ifdef INFER_KERNELS_NEON
+    {"neon", kernels_neon},
+#else
+    {"neon", NULL},
+#endif
+    {"scalar", get_scalar},
+};
+
+enum { N_ENTRIES = sizeof entries / sizeof *entries };
+
+static const struct kernels *available[N_ENTRIES + 1];
+
+static void find_available(void)
+{
+    int n = 0;
+    for (int i = 0; i < N_ENTRIES; i++) {
+        const struct kernels *k = entries[i].get ? entries[i].get() : NULL;
+        if (k) available[n++] = k;
+    }
+}
+
+const struct kernels *const *kernels_available(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, find_available);
+    return available;
+}
+
+const struct kernels *kernels_by_name(const char *name, const char **why)
+{
+    for (int i = 0; i < N_ENTRIES; i++) {
+        if (strcmp(entries[i].name, name) != 0) continue;
+        if (!entries[i].get) {
+            *why = "this build has no such kernels: they are of another processor architecture or were left out";
+            return NULL;
+        }
+        const struct kernels *k = entries[i].get();
+        if (!k) *why = "this processor lacks the instructions that they need";
+        return k;
+    }
+    *why = "unknown kernels: use scalar, avx2, avx512 or neon";
+    return NULL;
+}
+
+const struct kernels *kernels_select(const char **why)
+{
+    const char *name = getenv("REDIS_INFER_KERNELS");
+    return name && *name ? kernels_by_name(name, why) : kernels_available()[0];
+}
