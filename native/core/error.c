@@ -12,6 +12,9 @@ int infer_fail(struct infer_error *err, enum infer_code code, const char *fmt, .
     va_start(ap, fmt);
     vsnprintf(err->message, sizeof err->message, fmt, ap);
     va_end(ap);
+    /* names from files and clients end up in messages; a reply is one line */
+    for (char *c = err->message; *c; c++)
+        if ((unsigned char)*c < ' ' || *c == 0x7f) *c = '?';
     return -1;
 }
 

@@ -24,7 +24,8 @@ struct infer_error {
 };
 
 /* Fills *err (which may be NULL) and returns -1, so that a failing function
- * can end with `return infer_fail(err, INFER_ERR, "...", ...)`. */
+ * can end with `return infer_fail(err, INFER_ERR, "...", ...)`. Control characters
+ * become '?'. */
 int infer_fail(struct infer_error *err, enum infer_code code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
