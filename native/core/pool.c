@@ -1,0 +1,244 @@
+/* The thread pool: barriers that spin a little and then park, and work-sharing by stealing.
+ *
+ * The pool owns its threads and their scratch; fn and arg are the caller's and are
+ * only read between the two barriers of one pool_run. pool_create, pool_run and
+ * pool_free are called by one thread at a time (any); the rest by the pool's threads inside fn.
+ *
+ * There is one mechanism: the barrier. Workers wait for work at the same barrier
+ * that ends a run, so starting a run is thread 0's arrival there:
+ *
+ *     thread 0:  set fn,arg  ── barrier ── fn ── barrier ── return
+ *     worker:    ┌────────────  barrier ── fn ── barrier ─┐
+ *                └────────────────────────────────────────┘
+ *
+ * A barrier counts arrivals; the last one clears the count and advances `phase`,
+ * which the others watch. Whoever finds that the wait is long (its peers are
+ * idle between steps, or were descheduled) parks on `phase`, so that the scheduler may
+ * run the peer on this processor instead of letting us burn it.
+ *
+ * Work-sharing gives each thread a contiguous run of chunks, taken through a
+ * counter on a cache line of its own; a thread that is out of chunks takes from the
+ * others' counters. So the counters are contended only at the end of a loop,
+ * and a thread sees the same rows of a matrix step after step. */
+#include "pool.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "platform.h"
+
+enum {
+    LINE = 128,               /* bytes: two cache lines, since processors prefetch pairs */
+    SPIN_US = 50,             /* longer than the phases of a step differ, far shorter than a time slice */
+    SPIN_BURST = 64,          /* looks at the phase between two looks at the clock */
+    STACK_BYTES = 1024 * 1024 /* the forward pass keeps small tiles on the stack; musl's default is 128 KB */
+};
+
+/* The chunks of one thread. Phase p uses next[p % 2]; meanwhile the owner zeroes the other one for p + 1. */
+struct share {
+    _Alignas(LINE) _Atomic uint32_t next[2];
+};
+
+struct worker {
+    pthread_t thread;
+    struct pool_thread self;
+    char name[16];
+};
+
+struct pool {
+    /* Read-only while threads run, except fn, arg and stop: written before a barrier, read after it. */
+    int n;
+    uint64_t spin_us;
+    pool_fn *fn;
+    void *arg;
+    bool stop;
+    struct worker *workers; /* [n]; [0] has no thread */
+    struct share *shares;   /* [n] */
+    char *scratch;
+    size_t scratch_bytes;   /* of all threads */
+
+    _Alignas(LINE) _Atomic uint32_t arrived;
+    _Alignas(LINE) _Atomic uint32_t phase;
+    _Alignas(LINE) _Atomic uint32_t parked;
+};
+
+static inline void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb" ::: "memory"); /* yield is a no-op on most cores; isb waits about as long as pause */
+#endif
+}
+
+/* True when the phase moved within the spin limit. */
+static bool spin(struct pool *p, uint32_t phase)
+{
+    if (p->spin_us == 0) return false;
+    uint64_t give_up = 0;
+    for (;;) {
+        for (int i = 0; i < SPIN_BURST; i++) {
+            if (atomic_load_explicit(&p->phase, memory_order_acquire) != phase) return true;
+            relax();
+        }
+        uint64_t now = platform_now_us();
+        if (give_up == 0)
+            give_up = now + p->spin_us;
+        else if (now >= give_up)
+            return false;
+    }
+}
+
+void pool_barrier(struct pool_thread *t)
+{
+    struct pool *p = t->pool;
+    uint32_t phase = t->phase;
+    /* Nobody takes from the next phase's counters before all have arrived, nor from the last one's any more. */
+    atomic_store_explicit(&p->shares[t->index].next[(phase + 1) % 2], 0, memory_order_relaxed);
+    t->phase = phase + 1;
+    t->victim = 0;
+
+    if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) + 1 == (uint32_t)p->n) {
+        atomic_store_explicit(&p->arrived, 0, memory_order_relaxed);
+        /* Sequentially consistent, as is the other side: either we see the parked
+         * thread or it sees the new phase. */
+        atomic_store(&p->phase, phase + 1);
+        if (atomic_load(&p->parked)) platform_wake(&p->phase, 1);
+        return;
+    }
+    if (spin(p, phase)) return;
+    atomic_fetch_add(&p->parked, 1);
+    while (atomic_load(&p->phase) == phase) platform_park(&p->phase, phase, 0);
+    atomic_fetch_sub(&p->parked, 1);
+}
+
+int pool_share(struct pool_thread *t, int n, int chunk, int *begin, int *end)
+{
+    struct pool *p = t->pool;
+    int64_t n_chunks = ((int64_t)n + chunk - 1) / chunk;
+    for (; t->victim < t->count; t->victim++) {
+        int owner = t->index + t->victim;
+        if (owner >= t->count) owner -= t->count;
+        int64_t first = n_chunks * owner / t->count, last = n_chunks * (owner + 1) / t->count;
+        _Atomic uint32_t *next = &p->shares[owner].next[t->phase % 2];
+        if (atomic_load_explicit(next, memory_order_relaxed) >= last - first) continue; /* spares the others the line */
+        int64_t i = first + atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
+        if (i >= last) continue;
+        *begin = (int)(i * chunk);
+        *end = n - *begin < chunk ? n : *begin + chunk;
+        return 1;
+    }
+    return 0;
+}
+
+static void *worker_main(void *arg)
+{
+    struct worker *w = arg;
+    struct pool *p = w->self.pool;
+    platform_worker_thread(w->name);
+    for (;;) {
+        pool_barrier(&w->self);
+        if (p->stop) return NULL;
+        p->fn(&w->self, p->arg);
+        pool_barrier(&w->self);
+    }
+}
+
+void pool_run(struct pool *p, pool_fn *fn, void *arg)
+{
+    struct pool_thread *self = &p->workers[0].self;
+    p->fn = fn;
+    p->arg = arg;
+    pool_barrier(self);
+    fn(self, arg);
+    pool_barrier(self);
+}
+
+/* Lets the started workers return, joins them and frees everything; `missing`
+ * threads of p->n were never started. */
+static void finish(struct pool *p, int missing)
+{
+    p->stop = true;
+    atomic_fetch_add(&p->arrived, (uint32_t)missing); /* in their place */
+    pool_barrier(&p->workers[0].self);
+    for (int i = 1; i < p->n - missing; i++) pthread_join(p->workers[i].thread, NULL);
+    platform_unmap(p->scratch, p->scratch_bytes);
+    free(p->shares);
+    free(p->workers);
+    free(p);
+}
+
+struct pool *pool_create(int n_threads, size_t scratch_bytes, const char *name, struct infer_error *err)
+{
+    if (n_threads < 1 || n_threads > POOL_MAX_THREADS) {
+        infer_fail(err, INFER_ERR, "%d threads asked for, 1 to %d are possible", n_threads, POOL_MAX_THREADS);
+        return NULL;
+    }
+    size_t n = (size_t)n_threads;
+    size_t stride = (scratch_bytes + 4095) / 4096 * 4096; /* each its own pages */
+    struct pool *p = aligned_alloc(LINE, sizeof *p);
+    struct worker *workers = calloc(n, sizeof *workers);
+    struct share *shares = aligned_alloc(LINE, n * sizeof *shares);
+    void *scratch = stride && stride <= SIZE_MAX / n ? platform_map_anonymous(n * stride) : NULL;
+    if (!p || !workers || !shares || (scratch_bytes && !scratch)) {
+        platform_unmap(scratch, n * stride);
+        free(shares);
+        free(workers);
+        free(p);
+        infer_fail(err, INFER_ERR, "no memory for %d threads with %zu bytes of scratch each", n_threads, scratch_bytes);
+        return NULL;
+    }
+    memset(shares, 0, n * sizeof *shares);
+    memset(p, 0, sizeof *p);
+    p->n = n_threads;
+    /* More threads than processors: the one we wait for may need ours. */
+    p->spin_us = n_threads <= platform_cpu_count() ? SPIN_US : 0;
+    p->workers = workers;
+    p->shares = shares;
+    p->scratch = scratch;
+    p->scratch_bytes = n * stride;
+    for (int i = 0; i < n_threads; i++) {
+        struct worker *w = &workers[i];
+        snprintf(w->name, sizeof w->name, "%s-%d", name, i);
+        w->self = (struct pool_thread){.pool = p, .index = i, .count = n_threads,
+                                       .scratch = scratch ? p->scratch + (size_t)i * stride : NULL};
+    }
+
+    /* Threads inherit the signal mask: block before, so that none is delivered to a worker in its first moments. */
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    pthread_attr_t attr;
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, STACK_BYTES);
+    int started = 1, failed = 0;
+    while (started < n_threads && !failed) {
+        failed = pthread_create(&workers[started].thread, &attr, worker_main, &workers[started]);
+        if (!failed) started++;
+    }
+    pthread_attr_destroy(&attr);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (failed) {
+        finish(p, n_threads - started);
+        infer_fail(err, INFER_ERR, "thread %d of %d could not be started: %s", started + 1, n_threads,
+                   strerror(failed));
+        return NULL;
+    }
+    return p;
+}
+
+void pool_free(struct pool *p)
+{
+    if (p) finish(p, 0);
+}
+
+int pool_threads(const struct pool *p)
+{
+    return p->n;
+}
