@@ -1,0 +1,54 @@
+"""Language-model inference inside Redis.
+
+import redis
+from redis_infer import Infer
+
+infer = Infer(redis.Redis())
+infer.load("smol", "SmolLM2-135M-Instruct.Q4_1.gguf")
+print(infer.generate("smol", [{"role": "user", "content": "Why is the sky blue?"}]).text)
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from .client import AsyncInfer, Infer
+from .commands import GenerateOptions, pack_tokens, unpack_tokens
+from .errors import (
+    BadTokensError,
+    BusyError,
+    ContextError,
+    InferError,
+    ModuleMissingError,
+    NoKeyError,
+    NoModelError,
+    RequestCancelledError,
+    TokenizerError,
+    WrongTypeError,
+)
+from .results import Generation, ModelInfo, Score
+
+try:
+    __version__ = version("redis-infer")
+except PackageNotFoundError:  # imported from a source tree
+    __version__ = "0+source"
+
+__all__ = [
+    "AsyncInfer",
+    "BadTokensError",
+    "BusyError",
+    "ContextError",
+    "GenerateOptions",
+    "Generation",
+    "Infer",
+    "InferError",
+    "ModelInfo",
+    "ModuleMissingError",
+    "NoKeyError",
+    "NoModelError",
+    "RequestCancelledError",
+    "Score",
+    "TokenizerError",
+    "WrongTypeError",
+    "__version__",
+    "pack_tokens",
+    "unpack_tokens",
+]

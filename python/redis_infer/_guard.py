@@ -1,0 +1,64 @@
+"""Runs a command and ends it when the process that asked for it is gone.
+
+    python -I -S _guard.py DIRECTORY COMMAND [ARG ...]
+
+The parent holds the writing end of this process's standard input. It closes with the
+parent however that ends, a crash included: then the command gets SIGTERM, and SIGKILL
+if it does not obey, and DIRECTORY is removed. Works where PR_SET_PDEATHSIG does not
+exist, and unlike it does not fire when only the thread that started the command ends.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+GRACE_S = 10.0
+
+
+def main() -> int:
+    directory, *arguments = sys.argv[1:]
+    command: subprocess.Popen[bytes] | None = None
+    asked_to_stop = False
+
+    def stop(*_: object) -> None:
+        nonlocal asked_to_stop
+        asked_to_stop = True
+        if command is not None:
+            command.terminate()
+
+    # Before the command exists, so that no signal can end this process and leave the command.
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    command = subprocess.Popen(arguments, stdin=subprocess.DEVNULL)
+    if asked_to_stop:
+        command.terminate()
+
+    parent_gone = threading.Event()
+
+    def watch(running: subprocess.Popen[bytes]) -> None:
+        while os.read(0, 4096):
+            pass
+        parent_gone.set()
+        running.terminate()
+        try:
+            running.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+        shutil.rmtree(directory, ignore_errors=True)
+
+    watcher = threading.Thread(target=watch, args=(command,), daemon=True)
+    watcher.start()
+    status = command.wait()
+    if parent_gone.is_set():
+        watcher.join()  # it still has to remove the directory
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

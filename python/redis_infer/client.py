@@ -1,0 +1,296 @@
+"""Clients for the INFER commands: :class:`Infer`, and :class:`AsyncInfer` for asyncio.
+
+Both wrap a redis-py client and take connections from its pool, but read replies
+themselves, for three reasons. Token data is binary, so it must not be decoded even where
+the client decodes replies. A generation takes as long as it takes, so redis-py's socket
+timeout, five seconds by default since 8.0, must not end it: ``timeout_ms`` does that, in the
+server. And a generation that failed must not be repeated by a retry policy made for cheap commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import math
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import redis
+import redis.asyncio
+from redis.exceptions import ResponseError
+
+from . import commands, prompts
+from .commands import Argument, Command, GenerateOptions, Key, Tokens
+from .errors import from_response
+from .prompts import Prompt
+from .results import Generation, ModelInfo, Score, TokenArray
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .tokenizer import Tokenizer
+
+T = TypeVar("T")
+
+
+class Infer:
+    """Models inside a Redis server.
+
+    Args:
+        client: any ``redis.Redis``, with or without ``decode_responses``, RESP2 or RESP3.
+        tokenizer: for text and chat prompts. Without it, the tokenizer is read from the loaded
+            model's file, which must then be readable on this machine.
+
+    Every method raises :class:`redis.exceptions.ResponseError` if the server refuses, as the
+    subclass in :mod:`redis_infer.errors` that belongs to the error's code.
+    """
+
+    def __init__(self, client: redis.Redis, *, tokenizer: Tokenizer | None = None) -> None:
+        _expect(client, redis.Redis, "Infer")
+        self._client = client
+        self._tokenizer = tokenizer
+
+    # ---- models ----
+
+    def load(
+        self,
+        name: str,
+        path: str | os.PathLike[str],
+        *,
+        context: int | None = None,
+        kv_memory: int | None = None,
+    ) -> ModelInfo:
+        """Loads a GGUF file; returns the model's properties when it can be used.
+
+        Args:
+            path: on the server, inside its ``infer.model-dir``; absolute, or relative to it.
+            context: most tokens of one request; default: the model's own limit, less if the
+                KV memory holds less.
+            kv_memory: bytes for keys and values; default: the server's ``infer.kv-memory``.
+
+        See ``docs/commands.md``, INFER.MODEL LOAD.
+        """
+        reply = self._run(commands.load(name, path, context=context, kv_memory=kv_memory))
+        return reply if reply is not None else self.info(name)
+
+    def unload(self, name: str) -> None:
+        """Ends the model's requests and gives its memory back. INFER.MODEL UNLOAD."""
+        self._run(commands.unload(name))
+
+    def models(self) -> list[ModelInfo]:
+        """The loaded models. INFER.MODEL LIST."""
+        return self._run(commands.models())
+
+    def info(self, name: str) -> ModelInfo:
+        """One model's properties and counts. INFER.MODEL INFO."""
+        return self._run(commands.info(name))
+
+    # ---- prompts ----
+
+    def generate(
+        self,
+        model: str,
+        prompt: Prompt | None = None,
+        *,
+        keys: Key | Iterable[Key] = (),
+        **options: Unpack[GenerateOptions],
+    ) -> Generation:
+        """Continues a prompt: the tokens of ``keys`` in their order, then ``prompt``.
+
+        Args:
+            prompt: text, chat messages, or token ids.
+            keys: token keys, read inside the server. :meth:`store_tokens` writes them.
+            options: see :class:`redis_infer.commands.GenerateOptions`.
+
+        See ``docs/commands.md``, INFER.GENERATE.
+        """
+        tokens = self._tokens(model, prompt, keys)
+        return self._run(commands.generate(model, keys, tokens, **options))
+
+    def score(
+        self,
+        model: str,
+        prompt: Prompt | None = None,
+        *,
+        keys: Key | Iterable[Key] = (),
+        top: int | None = None,
+    ) -> Score:
+        """Log-probability of each token of a text after those before it.
+
+        Args:
+            top: also return this many of the likeliest tokens at each position.
+
+        See ``docs/commands.md``, INFER.SCORE.
+        """
+        tokens = self._tokens(model, prompt, keys)
+        return self._run(commands.score(model, keys, tokens, top=top))
+
+    # ---- token keys ----
+
+    def store_tokens(self, key: Key, tokens: Tokens, *, expire_s: int | None = None) -> None:
+        """Stores token ids under a key, as packed little-endian uint32. SET."""
+        self._run(commands.store_tokens(key, tokens, expire_s=expire_s))
+
+    def load_tokens(self, key: Key) -> TokenArray | None:
+        """The token ids under a key; None if there is no such key. GET."""
+        return self._run(commands.load_tokens(key))
+
+    def tokenizer(self, model: str) -> Tokenizer:
+        """The tokenizer of a loaded model.
+
+        Raises:
+            TokenizerError: none was given and the model's file cannot be read here.
+        """
+        return self._tokenizer or prompts.tokenizer_of(self.info(model))
+
+    # ---- inside ----
+
+    def _tokens(
+        self, model: str, prompt: Prompt | None, keys: Key | Iterable[Key]
+    ) -> Tokens | None:
+        if not prompts.needs_tokenizer(prompt):
+            return prompt
+        return prompts.encode(self.tokenizer(model), prompt, continues=bool(keys))
+
+    def _run(self, command: Command[T]) -> T:
+        try:
+            reply = self._call(command.args)
+        except ResponseError as error:
+            raise from_response(error) from None
+        return command.parse(reply)
+
+    def _call(self, args: tuple[Argument, ...]) -> Any:
+        with contextlib.ExitStack() as stack:
+            connection = self._client.connection
+            if connection is None:
+                pool = self._client.connection_pool
+                connection = pool.get_connection()
+                stack.callback(pool.release, connection)
+            else:
+                stack.enter_context(self._client.single_connection_lock)
+            connection.send_command(*args)  # type: ignore[no-untyped-call]
+            # Without the parameter redis-py has no default socket timeout, and one that
+            # the user chose is obeyed.
+            if "timeout" in inspect.signature(connection.read_response).parameters:
+                return connection.read_response(disable_decoding=True, timeout=None)
+            return connection.read_response(disable_decoding=True)
+
+
+class AsyncInfer:
+    """:class:`Infer` for asyncio: the same methods, to be awaited."""
+
+    def __init__(self, client: redis.asyncio.Redis, *, tokenizer: Tokenizer | None = None) -> None:
+        _expect(client, redis.asyncio.Redis, "AsyncInfer")
+        self._client = client
+        self._tokenizer = tokenizer
+
+    async def load(
+        self,
+        name: str,
+        path: str | os.PathLike[str],
+        *,
+        context: int | None = None,
+        kv_memory: int | None = None,
+    ) -> ModelInfo:
+        """See :meth:`Infer.load`."""
+        reply = await self._run(commands.load(name, path, context=context, kv_memory=kv_memory))
+        return reply if reply is not None else await self.info(name)
+
+    async def unload(self, name: str) -> None:
+        """See :meth:`Infer.unload`."""
+        await self._run(commands.unload(name))
+
+    async def models(self) -> list[ModelInfo]:
+        """See :meth:`Infer.models`."""
+        return await self._run(commands.models())
+
+    async def info(self, name: str) -> ModelInfo:
+        """See :meth:`Infer.info`."""
+        return await self._run(commands.info(name))
+
+    async def generate(
+        self,
+        model: str,
+        prompt: Prompt | None = None,
+        *,
+        keys: Key | Iterable[Key] = (),
+        **options: Unpack[GenerateOptions],
+    ) -> Generation:
+        """See :meth:`Infer.generate`. Cancelling the task cancels the request in the server."""
+        tokens = await self._tokens(model, prompt, keys)
+        return await self._run(commands.generate(model, keys, tokens, **options))
+
+    async def score(
+        self,
+        model: str,
+        prompt: Prompt | None = None,
+        *,
+        keys: Key | Iterable[Key] = (),
+        top: int | None = None,
+    ) -> Score:
+        """See :meth:`Infer.score`."""
+        tokens = await self._tokens(model, prompt, keys)
+        return await self._run(commands.score(model, keys, tokens, top=top))
+
+    async def store_tokens(self, key: Key, tokens: Tokens, *, expire_s: int | None = None) -> None:
+        """See :meth:`Infer.store_tokens`."""
+        await self._run(commands.store_tokens(key, tokens, expire_s=expire_s))
+
+    async def load_tokens(self, key: Key) -> TokenArray | None:
+        """See :meth:`Infer.load_tokens`."""
+        return await self._run(commands.load_tokens(key))
+
+    async def tokenizer(self, model: str) -> Tokenizer:
+        """See :meth:`Infer.tokenizer`."""
+        if self._tokenizer is not None:
+            return self._tokenizer
+        info = await self.info(model)
+        return await asyncio.to_thread(
+            prompts.tokenizer_of, info
+        )  # reads a file for up to a second
+
+    # ---- inside ----
+
+    async def _tokens(
+        self, model: str, prompt: Prompt | None, keys: Key | Iterable[Key]
+    ) -> Tokens | None:
+        if not prompts.needs_tokenizer(prompt):
+            return prompt
+        return prompts.encode(await self.tokenizer(model), prompt, continues=bool(keys))
+
+    async def _run(self, command: Command[T]) -> T:
+        try:
+            reply = await self._call(command.args)
+        except ResponseError as error:
+            raise from_response(error) from None
+        return command.parse(reply)
+
+    async def _call(self, args: tuple[Argument, ...]) -> Any:
+        client = await self._client.initialize()
+        async with contextlib.AsyncExitStack() as stack:
+            connection = client.connection
+            if connection is None:
+                pool = client.connection_pool
+                connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+                stack.push_async_callback(pool.release, connection)
+            else:
+                await stack.enter_async_context(client._single_conn_lock)
+            await connection.send_command(*args)
+            # math.inf: no timeout; None would stand for the client's socket timeout.
+            return await connection.read_response(disable_decoding=True, timeout=math.inf)
+
+
+def _expect(client: object, kind: type, name: str) -> None:
+    if isinstance(client, kind):
+        return
+    if type(client).__name__ == "RedisCluster":
+        raise TypeError(
+            f"{name} talks to one node: give it the node's own client, "
+            "cluster.get_redis_connection(cluster.get_node_from_key(key))"
+        )
+    if isinstance(client, (redis.Redis, redis.asyncio.Redis)):
+        other = "AsyncInfer" if name == "Infer" else "Infer"
+        raise TypeError(f"{name} cannot use a {type(client).__module__} client: use {other}")
+    raise TypeError(f"{name} wraps a redis-py client, not {type(client).__name__}")

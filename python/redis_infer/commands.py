@@ -1,0 +1,256 @@
+"""The commands as data: their arguments, and how their replies are read.
+
+Nothing here talks to a server, so the synchronous and the asynchronous client share all of
+it. Replies come undecoded: maps as dicts with bytes keys (RESP3) or as flat lists (RESP2).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .results import FloatArray, Generation, ModelInfo, Score, TokenArray
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+T = TypeVar("T")
+
+Key = str | bytes
+Argument = str | bytes | int | float
+Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
+"""Token ids in one dimension: a numpy array of integers, a list of ints."""
+
+
+@dataclass(frozen=True)
+class Command(Generic[T]):
+    args: tuple[Argument, ...]
+    parse: Callable[[Any], T]
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Options of generate; one that is not given has the server's default."""
+
+    max_tokens: int
+    """Most tokens to generate (128)."""
+    temperature: float
+    """0 (the default) always takes the likeliest token; 1 samples from the model's distribution."""
+    top_k: int
+    """Sample among the k likeliest; 0: among all."""
+    top_p: float
+    """Sample among the likeliest that together have this probability."""
+    min_p: float
+    """Leave out tokens less likely than this share of the likeliest one."""
+    repeat_penalty: float
+    """Above 1: tokens seen recently become less likely."""
+    seed: int
+    """The same seed gives the same tokens."""
+    stop: str | Sequence[str]
+    """Texts that end the generation; they are not part of the result."""
+    ignore_eos: bool
+    """Do not stop at the model's end-of-text tokens."""
+    logprobs: int
+    """Return each token's log-probability, and this many alternatives (0: none)."""
+    timeout_ms: int
+    """Stop after this time with finish_reason "timeout"."""
+    store: Key
+    """Also store the generated tokens under this key."""
+
+
+# ---- models ----
+
+
+def load(
+    name: str,
+    path: str | os.PathLike[str],
+    *,
+    context: int | None = None,
+    kv_memory: int | None = None,
+) -> Command[ModelInfo | None]:
+    args: list[Argument] = ["INFER.MODEL", "LOAD", name, os.fspath(path)]
+    _put(args, "CONTEXT", context)
+    _put(args, "KVMEMORY", kv_memory)
+    return Command(tuple(args), lambda reply: None if _is_status(reply) else as_info(reply))
+
+
+def unload(name: str) -> Command[None]:
+    return Command(("INFER.MODEL", "UNLOAD", name), lambda _reply: None)
+
+
+def models() -> Command[list[ModelInfo]]:
+    return Command(("INFER.MODEL", "LIST"), lambda reply: [as_info(entry) for entry in reply])
+
+
+def info(name: str) -> Command[ModelInfo]:
+    return Command(("INFER.MODEL", "INFO", name), as_info)
+
+
+# ---- prompts ----
+
+
+def generate(
+    model: str, keys: Key | Iterable[Key], tokens: Tokens | None, **options: Unpack[GenerateOptions]
+) -> Command[Generation]:
+    unknown = options.keys() - GenerateOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"generate has no option '{sorted(unknown)[0]}'")
+    args: list[Argument] = ["INFER.GENERATE", model, *_prompt(keys, tokens)]
+    _put(args, "MAXTOKENS", options.get("max_tokens"))
+    _put(args, "TEMPERATURE", options.get("temperature"))
+    _put(args, "TOPK", options.get("top_k"))
+    _put(args, "TOPP", options.get("top_p"))
+    _put(args, "MINP", options.get("min_p"))
+    _put(args, "REPEAT", options.get("repeat_penalty"))
+    _put(args, "SEED", options.get("seed"))
+    stop = options.get("stop", ())
+    texts = (stop,) if isinstance(stop, str) else tuple(stop)
+    if texts:
+        args += ["STOP", len(texts), *texts]
+    if options.get("ignore_eos"):
+        args.append("IGNOREEOS")
+    _put(args, "LOGPROBS", options.get("logprobs"))
+    _put(args, "TIMEOUT", options.get("timeout_ms"))
+    _put(args, "STORE", options.get("store"))
+    return Command(tuple(args), _parse_generation)
+
+
+def score(
+    model: str, keys: Key | Iterable[Key], tokens: Tokens | None, *, top: int | None = None
+) -> Command[Score]:
+    args: list[Argument] = ["INFER.SCORE", model, *_prompt(keys, tokens)]
+    _put(args, "TOP", top)
+    return Command(tuple(args), _parse_score)
+
+
+# ---- token keys ----
+
+
+def store_tokens(key: Key, tokens: Tokens, *, expire_s: int | None = None) -> Command[None]:
+    args: list[Argument] = ["SET", key, pack_tokens(tokens)]
+    _put(args, "EX", expire_s)
+    return Command(tuple(args), lambda _reply: None)
+
+
+def load_tokens(key: Key) -> Command[TokenArray | None]:
+    return Command(
+        ("GET", key), lambda reply: None if reply is None else unpack_tokens(reply, f"key {key!r}")
+    )
+
+
+def pack_tokens(tokens: Tokens) -> bytes:
+    """Token ids as the module reads them: little-endian uint32, no header.
+
+    Raises:
+        TypeError: they are not integers.
+        ValueError: they are not one-dimensional, or one does not fit 32 bits.
+    """
+    if isinstance(tokens, (bytes, bytearray, memoryview)):
+        raise TypeError(
+            "bytes are neither text nor token ids: decode them, or use numpy.frombuffer(b, '<u4')"
+        )
+    array = np.asarray(tokens)
+    if array.ndim != 1:
+        raise ValueError(f"token ids come in one dimension, not in {array.ndim}")
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"token ids are integers, not {array.dtype}")
+    if array.size and (int(array.min()) < 0 or int(array.max()) > 0xFFFFFFFF):
+        bad = next(int(t) for t in array if not 0 <= int(t) <= 0xFFFFFFFF)
+        raise ValueError(f"token id {bad} does not fit 32 bits without a sign")
+    return array.astype("<u4").tobytes()
+
+
+def unpack_tokens(blob: bytes, what: str = "the reply") -> TokenArray:
+    """The reverse of :func:`pack_tokens`; the array is a copy that may be written to."""
+    if len(blob) % 4:
+        raise ValueError(f"{what} holds {len(blob)} bytes, not a whole number of uint32 tokens")
+    return np.frombuffer(blob, dtype="<u4").astype(np.uint32)
+
+
+# ---- inside ----
+
+
+def _put(args: list[Argument], word: str, value: Argument | None) -> None:
+    if value is not None:
+        args += [word, value]
+
+
+def _prompt(keys: Key | Iterable[Key], tokens: Tokens | None) -> list[Argument]:
+    names = [keys] if isinstance(keys, (str, bytes)) else list(keys)
+    args: list[Argument] = [len(names), *names]
+    if tokens is not None:
+        args += ["TOKENS", pack_tokens(tokens)]
+    elif not names:
+        raise ValueError("there is no prompt: give text, messages, token ids or keys")
+    return args
+
+
+def as_map(reply: Any) -> dict[str, Any]:
+    """A map reply of either protocol, its keys as text, its values untouched."""
+    if isinstance(reply, dict):
+        pairs: Iterable[tuple[Any, Any]] = reply.items()
+    else:
+        pairs = zip(reply[::2], reply[1::2], strict=True)
+    return {_text(name): value for name, value in pairs}
+
+
+def as_info(reply: Any) -> ModelInfo:
+    """A map whose values are numbers and text."""
+    return {
+        name: _text(value) if isinstance(value, bytes) else value
+        for name, value in as_map(reply).items()
+    }
+
+
+def _is_status(reply: Any) -> bool:
+    return isinstance(reply, (bytes, str, bool))
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", errors="replace")
+
+
+def _floats(blob: bytes) -> FloatArray:
+    return np.frombuffer(blob, dtype="<f4").astype(np.float32)
+
+
+def _parse_top(fields: dict[str, Any], rows: int) -> tuple[TokenArray | None, FloatArray | None]:
+    """top_ids and top_logprobs, [rows, alternatives]."""
+    if "top_ids" not in fields:
+        return None, None
+    ids = unpack_tokens(fields["top_ids"])
+    columns = ids.size // rows if rows else 0
+    return ids.reshape(rows, columns), _floats(fields["top_logprobs"]).reshape(rows, columns)
+
+
+def _parse_generation(reply: Any) -> Generation:
+    fields = as_map(reply)
+    tokens = unpack_tokens(fields["tokens"])
+    logprobs = _floats(fields["logprobs"]) if "logprobs" in fields else None
+    top_ids, top_logprobs = _parse_top(fields, tokens.size)
+    return Generation(
+        text=_text(fields["text"]),
+        tokens=tokens,
+        finish_reason=_text(fields["finish_reason"]),  # type: ignore[arg-type]
+        prompt_tokens=fields["prompt_tokens"],
+        cached_tokens=fields["cached_tokens"],
+        output_tokens=fields["output_tokens"],
+        admit_us=fields["admit_us"],
+        queue_us=fields["queue_us"],
+        first_token_us=fields["first_token_us"],
+        total_us=fields["total_us"],
+        logprobs=logprobs,
+        top_ids=top_ids,
+        top_logprobs=top_logprobs,
+    )
+
+
+def _parse_score(reply: Any) -> Score:
+    fields = as_map(reply)
+    logprobs = _floats(fields["logprobs"])
+    top_ids, top_logprobs = _parse_top(fields, logprobs.size)
+    return Score(logprobs, top_ids, top_logprobs)

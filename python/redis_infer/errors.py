@@ -1,0 +1,93 @@
+"""The module's error codes as exception classes.
+
+All are :class:`redis.ResponseError`; an error whose code is not listed here stays the class
+that redis-py gives it (``ERR`` a plain ``ResponseError``, ``NOPERM`` a ``NoPermissionError``).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from redis.exceptions import ResponseError
+
+
+class InferError(ResponseError):
+    """An INFER command was refused or ended early."""
+
+    code: ClassVar[str] = "ERR"
+
+
+class ModuleMissingError(InferError):
+    """The server does not know the INFER commands: the module is not loaded."""
+
+
+class NoModelError(InferError):
+    """No model of that name is loaded."""
+
+    code = "NOMODEL"
+
+
+class NoKeyError(InferError):
+    """A key of the prompt does not exist."""
+
+    code = "NOKEY"
+
+
+class WrongTypeError(InferError):
+    """A key holds something other than a string."""
+
+    code = "WRONGTYPE"
+
+
+class BadTokensError(InferError):
+    """Token data whose length is no multiple of 4, or an id outside the vocabulary."""
+
+    code = "BADTOKENS"
+
+
+class ContextError(InferError):
+    """Prompt and output together do not fit the model's context."""
+
+    code = "CONTEXT"
+
+
+class BusyError(InferError):
+    """The model's queue is full."""
+
+    code = "BUSY"
+
+
+class RequestCancelledError(InferError):
+    """The request was cancelled before it could reply."""
+
+    code = "CANCELLED"
+
+
+class TokenizerError(ValueError):
+    """Text was given where the model's tokenizer cannot be had on this machine."""
+
+
+_BY_CODE: dict[str, type[InferError]] = {
+    kind.code: kind
+    for kind in (
+        NoModelError,
+        NoKeyError,
+        WrongTypeError,
+        BadTokensError,
+        ContextError,
+        BusyError,
+        RequestCancelledError,
+    )
+}
+
+
+def from_response(error: ResponseError) -> ResponseError:
+    """The exception that an error reply to an INFER command should raise."""
+    message = str(error)
+    if message.startswith("unknown command"):
+        return ModuleMissingError(
+            "the server has no INFER commands: start it with "
+            '--loadmodule "$(python -m redis_infer.module_path)"'
+        )
+    kind = _BY_CODE.get(message.partition(" ")[0])
+    return kind(message) if kind is not None else error

