@@ -58,11 +58,12 @@ struct engine_ops {
 
 struct engine {
     const struct engine_ops *ops;
-    struct runtime *runtime; /* set while it is registered */
-    struct engine *next;     /* the runtime's list */
+    struct runtime *_Atomic runtime; /* set while it is registered */
+    struct engine *next;             /* the runtime's list */
 };
 
-/* Admits and wakes the conductor. Any thread. */
+/* Gives r its id, admits it and wakes the conductor; never waits for a step. -1 with INFER_NOMODEL when
+ * the engine is not registered (any more), or with what ops->admit found. Any thread. */
 int engine_admit(struct engine *e, struct request *r, struct infer_error *err);
 /* Asks for an early end; done() follows soon. Any thread, at any time before done returns. */
 void engine_cancel(struct request *r);
@@ -71,17 +72,21 @@ void engine_cancel(struct request *r);
 
 struct runtime;
 
-/* threads 0: one per processor. */
+/* threads 0: one per processor. scratch_bytes: what the kernel table in use asks for, for each thread. */
 struct runtime *runtime_create(int threads, size_t scratch_bytes, struct infer_error *err);
 /* All engines must have been removed. Joins every thread. */
 void runtime_free(struct runtime *rt);
-/* Between steps; returns when done. Caller: any thread but the conductor. */
-int runtime_set_threads(struct runtime *rt, int threads, struct infer_error *err);
-int runtime_threads(const struct runtime *rt);
+/* Registers an engine, whose requests are computed from now on. Never waits. Any thread. */
 void runtime_add(struct runtime *rt, struct engine *e);
-/* Aborts the engine's requests, waits for the step under way, and takes it off
- * the list. Then nothing runs in it any more and it can be freed. Blocks for up to one step: call it from a
- * thread that may wait. */
+int runtime_threads(const struct runtime *rt); /* any thread */
+
+/* The two that wait, for up to one step: call them neither on the conductor (so not in a callback)
+ * nor with a lock held that a done() or output() callback takes. */
+
+/* Takes effect between steps; returns when it has. threads 0: one per processor. */
+int runtime_set_threads(struct runtime *rt, int threads, struct infer_error *err);
+/* From now on engine_admit refuses; the engine's requests are ended (ops->abort), and no step of it is under way any more:
+ * then it can be freed. No effect on an engine that is not registered. */
 void runtime_remove(struct runtime *rt, struct engine *e);
 
 #endif

@@ -37,7 +37,6 @@ enum {
     LINE = 128,               /* bytes: two cache lines, since processors prefetch pairs */
     SPIN_US = 50,             /* longer than the phases of a step differ, far shorter than a time slice */
     SPIN_BURST = 64,          /* looks at the phase between two looks at the clock */
-    STACK_BYTES = 1024 * 1024 /* the forward pass keeps small tiles on the stack; musl's default is 128 KB */
 };
 
 /* The chunks of one thread. Phase p uses next[p % 2]; meanwhile the owner zeroes the other one for p + 1. */
@@ -216,7 +215,7 @@ struct pool *pool_create(int n_threads, size_t scratch_bytes, const char *name, 
     pthread_sigmask(SIG_SETMASK, &all, &old);
     pthread_attr_t attr;
     pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, STACK_BYTES);
+    pthread_attr_setstacksize(&attr, POOL_STACK_BYTES);
     int started = 1, failed = 0;
     while (started < n_threads && !failed) {
         failed = pthread_create(&workers[started].thread, &attr, worker_main, &workers[started]);

@@ -17,7 +17,10 @@
 
 struct pool;
 
-enum { POOL_MAX_THREADS = 256 };
+enum {
+    POOL_MAX_THREADS = 256,
+    POOL_STACK_BYTES = 1024 * 1024, /* of each thread: the forward pass keeps small tiles there; musl's default is 128 KB */
+};
 
 struct pool_thread {
     struct pool *pool;
@@ -29,7 +32,7 @@ struct pool_thread {
 
 typedef void pool_fn(struct pool_thread *t, void *arg);
 
-/* Threads are named "<name>-<index>" (the caller of pool_run keeps its own name), have a stack of 1 MB, and
+/* Threads are named "<name>-<index>" (the caller of pool_run keeps its own name), have POOL_STACK_BYTES of stack, and
  * are set up by platform_worker_thread. Fails when the system gives no thread or memory. */
 struct pool *pool_create(int n_threads, size_t scratch_bytes, const char *name, struct infer_error *err);
 void pool_free(struct pool *p);
