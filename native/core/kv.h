@@ -7,15 +7,18 @@
  * prefix, and evicted least recently used when pages run out.
  *
  * A sequence that starts like a cached one takes over the cached full pages by
- * reference; where the match ends inside a page, the matching slots are copied
- * into a page of its own. Sharing changes no token: cached values are
- * bit-equal to recomputed ones (kernels.h).
+ * reference; where the match ends inside a page, that page is copied into one of its own. Sharing
+ * changes no token: cached values are bit-equal to recomputed ones (kernels.h).
+ *
+ * A sequence says at its start how long it may become and is started only when that many
+ * pages are sure to be had, so that a running sequence never runs out of them. The promise
+ * takes no page out of the cache: pages are evicted when they are needed.
  *
  * Layout of a page, f16: for each layer, for each KV head: K [k_dim, KV_PAGE], then
  * V [KV_PAGE, v_dim].
  *
  * Threads: kv_* calls are made by the conductor only, with the exception of
- * kv_stats, which any thread may call. */
+ * kv_get_stats, which any thread may call. */
 #ifndef INFER_KV_H
 #define INFER_KV_H
 
@@ -29,15 +32,15 @@ struct kv_cache;
 
 struct kv_page {
     uint16_t *data;
-    int refs;                /* sequences that read it + 1 if the tree holds it */
-    struct kv_node *node;    /* its place in the tree, or NULL */
+    int refs;             /* sequences that read it + 1 if the tree holds it */
+    struct kv_node *node; /* its place in the tree, or NULL */
 };
 
 /* One sequence's view. Fields are read by the forward pass. */
 struct kv_seq {
-    struct kv_cache *cache;
+    struct kv_cache *cache;  /* NULL: not started */
     struct kv_page **pages;  /* [n_pages]; page i holds positions i*KV_PAGE .. */
-    int n_pages, cap_pages;
+    int n_pages, max_pages;  /* held, and promised at the start */
     int n_tokens;            /* positions whose K and V are stored */
 };
 
@@ -53,13 +56,22 @@ void kv_free(struct kv_cache *c);
 size_t kv_page_bytes(const struct hparams *hp);
 void kv_get_stats(struct kv_cache *c, struct kv_stats *s);
 
-/* Starts a sequence with the longest cached prefix of tokens[0..n), at most n-1 tokens (the
- * last one must be computed to get logits). Returns the number of tokens matched
- * (== seq->n_tokens), or 0. use_cache 0: matches nothing. */
-int kv_seq_start(struct kv_cache *c, struct kv_seq *s, const uint32_t *tokens, int n, int use_cache);
+enum { KV_NO_ROOM = -1, KV_NO_MEMORY = -2 };
+
+/* Starts a sequence that will hold at most n_max positions, with the longest cached prefix of
+ * tokens[0..n), at most n-1 tokens (the last one must be computed to get logits). Returns
+ * the number of tokens matched (== s->n_tokens), or 0. use_cache 0: matches nothing.
+ * KV_NO_ROOM: other sequences may still need the pages that this one would; try again when one
+ * has ended (it cannot happen while none runs, if n_max fits the arena). KV_NO_MEMORY: no
+ * memory for the page list. Nothing changes in both cases. */
+int kv_seq_start(struct kv_cache *c, struct kv_seq *s, const uint32_t *tokens, int n, int n_max, int use_cache);
+
+/* Looks again, for a sequence that is still working on its prompt: pages that others have published
+ * since may carry it further. Returns the number of tokens gained. */
+int kv_seq_match(struct kv_seq *s, const uint32_t *tokens, int n);
 
 /* Makes room for positions up to n_tokens, evicting cached pages as needed.
- * -1 when the arena has no page left that could be freed; nothing changes then. */
+ * -1 only beyond the n_max of the start; nothing changes then. */
 int kv_seq_reserve(struct kv_seq *s, int n_tokens);
 
 /* Ends a sequence. tokens[0..n_tokens) are those whose K/V it stores (n_tokens = s->n_tokens): they
@@ -67,7 +79,8 @@ int kv_seq_reserve(struct kv_seq *s, int n_tokens);
 void kv_seq_end(struct kv_seq *s, const uint32_t *tokens, int keep);
 
 /* Puts the full pages of a running sequence into the tree already, so that requests that
- * arrive meanwhile share them. Cheap when there is nothing new. */
+ * arrive meanwhile share them; where the tree has a page of the same tokens, the sequence
+ * takes that one and gives its own back. Cheap when there is nothing new. */
 void kv_seq_publish(struct kv_seq *s, const uint32_t *tokens);
 
 /* Offsets within a page, in f16 elements. */
