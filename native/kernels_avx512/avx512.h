@@ -1,0 +1,42 @@
+/* The operations of the AVX-512 table, by the file that holds them; contracts in kernels.h. */
+#ifndef INFER_AVX512_H
+#define INFER_AVX512_H
+
+#include "kernels.h"
+
+/* kernels.scratch_bytes: what the greediest of these needs, as they assert. */
+enum { AVX512_SCRATCH_BYTES = 256 * 1024 };
+
+/* quantize.c */
+void avx512_quantize(struct act *a, int row);
+
+/* matmul_quantized.c, matmul_float.c */
+void avx512_matmul_quantized(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
+                             void *scratch);
+void avx512_matmul_f32(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
+                       void *scratch);
+void avx512_matmul_f16(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
+                       void *scratch);
+void avx512_matmul_bf16(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
+                        void *scratch);
+
+/* norm.c */
+void avx512_rmsnorm(float *y, const float *x, const float *w, int n, float eps);
+void avx512_layernorm(float *y, const float *x, const float *w, const float *b, int n, float eps);
+
+/* elementwise.c */
+void avx512_add(float *y, const float *x, int n);
+void avx512_silu_mul(float *y, const float *gate, const float *up, int n);
+void avx512_gelu(float *y, const float *x, int n);
+void avx512_rope(float *x, const float *cos, const float *sin, int n_rot, bool neox);
+int avx512_argmax(const float *x, int n);
+
+/* attend.c */
+void avx512_kv_store(uint16_t *k_page, uint16_t *v_page, const float *k, const float *v, int k_dim, int v_dim,
+                     int slot);
+void avx512_attend(const float *const *q, const int *n_keys, int n_q, int k_dim, int v_dim,
+                   const uint16_t *const *k_pages, const uint16_t *const *v_pages, float *m, float *l, float *acc,
+                   void *scratch);
+void avx512_attend_merge(float *m, float *l, float *acc, float m2, float l2, const float *acc2, int v_dim);
+
+#endif

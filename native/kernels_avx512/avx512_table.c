@@ -1,0 +1,41 @@
+/* The AVX-512 table, and whether this CPU may use it. Compiled for the baseline. Any thread.
+ *
+ * Required: AVX-512 F, BW, DQ, VL, VNNI, VBMI and VBMI2 (Intel since Ice Lake, AMD since Zen 4).
+ * CPUs with less of AVX-512 (Skylake, Cascade Lake) run the AVX2 table. */
+#include "avx512.h"
+
+static const struct kernels table = {
+    .name = "avx512",
+    .quantize = avx512_quantize,
+    .matmul = {
+        [TYPE_F32] = avx512_matmul_f32,        [TYPE_F16] = avx512_matmul_f16,
+        [TYPE_BF16] = avx512_matmul_bf16,      [TYPE_Q4_0] = avx512_matmul_quantized,
+        [TYPE_Q4_1] = avx512_matmul_quantized, [TYPE_Q5_0] = avx512_matmul_quantized,
+        [TYPE_Q5_1] = avx512_matmul_quantized, [TYPE_Q8_0] = avx512_matmul_quantized,
+        [TYPE_Q2_K] = avx512_matmul_quantized, [TYPE_Q3_K] = avx512_matmul_quantized,
+        [TYPE_Q4_K] = avx512_matmul_quantized, [TYPE_Q5_K] = avx512_matmul_quantized,
+        [TYPE_Q6_K] = avx512_matmul_quantized,
+    },
+    .rmsnorm = avx512_rmsnorm,
+    .layernorm = avx512_layernorm,
+    .add = avx512_add,
+    .silu_mul = avx512_silu_mul,
+    .gelu = avx512_gelu,
+    .rope = avx512_rope,
+    .kv_store = avx512_kv_store,
+    .attend = avx512_attend,
+    .attend_merge = avx512_attend_merge,
+    .argmax = avx512_argmax,
+    .scratch_bytes = AVX512_SCRATCH_BYTES,
+};
+
+const struct kernels *kernels_avx512(void)
+{
+    /* These ask CPUID and, for the registers' state, the operating system. */
+    bool usable = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                  __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+                  __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("fma") &&
+                  __builtin_cpu_supports("bmi2");
+    return usable ? &table : NULL;
+}
