@@ -10,6 +10,7 @@
 #include "kv.h"
 #include "model.h"
 #include "sampler.h"
+#include "text.h"
 #include "vocab.h"
 
 enum llm_kind { LLM_GENERATE, LLM_SCORE, LLM_EMBED };
