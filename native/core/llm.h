@@ -1,12 +1,19 @@
 /* The text engine: decoder models, many sequences at once.
  *
- * One step takes one token of every running sequence and a slice of waiting
- * prompts (LLM_STEP_TOKENS tokens in all at the most), runs the forward pass, and samples.
- * Requests join and leave between steps. */
+ * One step takes one token of every running generation and slices of the prompts under way, runs
+ * the forward pass, and samples. Requests join and leave between steps. Waiting
+ * requests start in the order of admission, as soon as there is a place in the batch and
+ * the KV arena can promise all the pages that they may need; so what has started never fails
+ * for want of memory, whatever others do.
+ *
+ * A prompt is computed in slices of LLM_SLICE tokens, prompts taking turns. While any generation runs, a step
+ * takes one slice (of one prompt, or the rests of several): this bounds how long a prompt delays the
+ * next token of others. While none runs a step takes up to LLM_STEP_TOKENS. */
 #ifndef INFER_LLM_H
 #define INFER_LLM_H
 
 #include "engine.h"
+#include "histogram.h"
 #include "kv.h"
 #include "model.h"
 #include "sampler.h"
@@ -17,29 +24,43 @@ enum llm_kind { LLM_GENERATE, LLM_SCORE, LLM_EMBED };
 enum llm_finish { LLM_NOT_FINISHED, LLM_STOP, LLM_LENGTH, LLM_TIMEOUT, LLM_CANCELLED };
 const char *llm_finish_name(enum llm_finish f); /* "stop", "length", "timeout", "cancelled" */
 
-enum { LLM_MAX_STOPS = 16, LLM_MAX_LOGPROBS = 20 };
+enum {
+    LLM_MAX_STOPS = 16,
+    LLM_MAX_LOGPROBS = 20,
+    LLM_MAX_BATCH = 64,     /* running requests at the most, whatever limits->max_batch says */
+    LLM_SLICE = KV_PAGE,    /* tokens of a prompt in a step beside generations: enough rows to pay for the unpacking
+                             * of the weights; whole pages, so that others can share them at once */
+    LLM_STEP_TOKENS = 256,  /* tokens of a step that computes prompts only */
+    LLM_SCORE_ROWS = 64,    /* positions that LLM_SCORE requests advance in one step, together: each takes
+                             * a row of n_vocab logits */
+};
+
+/* The budget of the KV arena where the configuration gives none. */
+#define LLM_DEFAULT_KV_BYTES ((size_t)1 << 30)
 
 struct llm_params {
     enum llm_kind kind;
-    int max_tokens;                 /* generate */
+    int max_tokens;                 /* generate: at least 1 */
     struct sampler_params sampling; /* generate */
     struct text_stop *stops;        /* generate: owned by the request, freed with it (one block: texts too) */
     int n_stops;
-    bool ignore_eos;
+    bool ignore_eos;                /* generate: an end token is a token like any other */
     int n_logprobs;                 /* generate: -1 none, 0.. alternatives; score: top n, 0 none */
-    bool no_cache;
+    bool no_cache;                  /* neither takes anything from the prefix cache nor leaves anything there */
 };
 
 struct llm_request {
     struct request base;
     struct llm_params params;
 
-    uint32_t *tokens;   /* prompt, then output: [n_prompt + n_output] */
+    /* Prompt, then output: [n_prompt + n_output]. The output is all that the model produced: the end token
+     * and the tokens of a stop text are in it (and in n_output), but not in the text. */
+    uint32_t *tokens;
     int n_prompt, n_output, cap;
     int n_cached;       /* prompt tokens taken from the prefix cache */
 
     struct text_out text;      /* generate */
-    enum llm_finish finish;
+    enum llm_finish finish;    /* generate: why it ended, valid where base.error is INFER_OK */
 
     float *logprob;            /* generate with logprobs: [n_output]; score: [n_prompt-1] */
     uint32_t *top_ids;         /* [n_logprobs per row] row-major beside logprob */
@@ -50,31 +71,42 @@ struct llm_request {
     /* the engine's own, between admit and done */
     struct kv_seq seq;
     struct sampler sampler;
-    int n_computed;            /* tokens whose K/V are stored or in this step */
+    int n_step;                 /* tokens in the step under way */
+    int cap_logprob;            /* rows allocated */
+    uint64_t turn;              /* when a slice of it was last computed: the smallest is next */
+    uint64_t last_output_at;
+    struct llm_request *leader; /* computes the beginning of the same prompt: wait for it ... */
+    int follow_to;              /* ... up to this position */
 };
 
 /* Settings shared by all engines that the module changes at run time. */
 struct llm_limits {
-    _Atomic int max_batch; /* running sequences */
-    _Atomic int max_queue; /* waiting requests */
+    _Atomic int max_batch; /* running requests, 1 to LLM_MAX_BATCH */
+    _Atomic int max_queue; /* requests beyond those; more are refused as BUSY */
 };
 
 struct llm_config {
     int n_ctx;               /* 0: the model's own, less if the budget holds less */
-    size_t kv_bytes;         /* budget of the KV arena */
+    size_t kv_bytes;         /* budget of the KV arena; 0: LLM_DEFAULT_KV_BYTES */
     const struct kernels *kernels;
-    struct llm_limits *limits;
+    struct llm_limits *limits; /* outlives the engine */
 };
 
 struct llm_stats { /* all since load, read with llm_get_stats */
     struct kv_stats kv;
+    size_t activation_bytes; /* of the forward pass */
     int running, queued;
-    uint64_t requests, finished, cancelled, timed_out, failed;
+    uint64_t requests, finished, cancelled, timed_out, failed; /* the first is the sum of the rest and of those under way */
     uint64_t prompt_tokens, cached_tokens, output_tokens, steps;
+    struct histogram_summary queue;       /* admission to start */
+    struct histogram_summary first_token; /* admission to first output; score and embed: to the result */
+    struct histogram_summary token;       /* one output token to the next of the same request */
+    struct histogram_summary step;
 };
 
 /* Loads a model file. The mapping, weights, arena and activations belong to the engine;
- * engine->ops->free gives them back. Any thread. */
+ * engine->ops->free gives them back. Any thread. INFER_CONTEXT when n_ctx is more than the model's own or than the
+ * budget holds. */
 struct engine *llm_load(const char *path, const struct llm_config *config, struct infer_error *err);
 
 const struct model *llm_model(const struct engine *e);
@@ -83,12 +115,18 @@ int llm_n_ctx(const struct engine *e);
 const char *llm_kernels(const struct engine *e); /* the table's name */
 void llm_get_stats(struct engine *e, struct llm_stats *s); /* any thread */
 
+/* How a request ends. Generate: base.error is INFER_OK and finish says why, also when it was
+ * cancelled or timed out (with the output so far, which may be none). Score and embed: INFER_OK with the result, or
+ * INFER_CANCELLED. Any kind: INFER_NOMODEL when the model went away, INFER_ERR when memory ran out. */
+
 /* ---- building a request: the creator's thread, before engine_admit ---- */
 
+/* Checks p and copies it; the stops are taken over on success only. */
 struct llm_request *llm_request_create(struct engine *e, const struct llm_params *p, struct infer_error *err);
 
 /* Appends packed little-endian uint32 tokens, reading `data` (any alignment) exactly once, now.
- * -1 with INFER_BADTOKENS (length, first bad position) or INFER_CONTEXT; `what` names the source in messages ("key 'x'"). */
+ * -1 with INFER_BADTOKENS (length, first bad position) or INFER_CONTEXT; `what` names the source in messages ("key 'x'").
+ * Nothing is appended then. */
 int llm_request_append(struct llm_request *r, const void *data, size_t bytes, const char *what, struct infer_error *err);
 
 /* Only for requests that the caller owns: never admitted, or done. */

@@ -1,0 +1,66 @@
+/* What the files of the text engine share: llm.c (life of an engine, admission), llm_request.c (building
+ * a request) and llm_step.c (the step). Nobody else includes it. */
+#ifndef INFER_LLM_INTERNAL_H
+#define INFER_LLM_INTERNAL_H
+
+#include "decoder.h"
+#include "llm.h"
+
+/* Rows of logits in one step: one for each running generation, and those of LLM_SCORE. */
+enum { LLM_LOGITS_ROWS = LLM_MAX_BATCH + LLM_SCORE_ROWS };
+
+/* A row of logits and whose it is. */
+struct llm_row {
+    struct llm_request *request;
+    int pos;    /* of the token that the row follows */
+    int32_t id; /* generate: the token picked */
+};
+
+struct llm {
+    struct engine base;
+
+    /* immutable after loading */
+    struct model *model;
+    struct vocab *vocab;
+    struct decoder *decoder;
+    struct kv_cache *kv;
+    const struct kernels *kernels;
+    struct llm_limits *limits;
+    int n_ctx;
+
+    /* any thread: requests come in through `arrivals`, newest first, linked by `next` */
+    struct request *_Atomic arrivals;
+    _Atomic int n_open; /* admitted and not done */
+
+    /* the conductor's */
+    struct request *queue, *queue_last; /* in the order of admission, linked by next and prev */
+    struct llm_request *running[LLM_MAX_BATCH];
+    int n_running;
+    uint64_t turn;
+    struct batch_token batch[LLM_STEP_TOKENS];
+    struct llm_row rows[LLM_LOGITS_ROWS];
+    int n_batch, n_rows;
+    const float *logits; /* [n_rows, n_vocab] of the step under way */
+
+    /* written by the conductor (n_requests by admission too), read by any thread */
+    _Atomic int running_now;
+    _Atomic uint64_t n_requests, n_finished, n_cancelled, n_timed_out, n_failed;
+    _Atomic uint64_t prompt_tokens, cached_tokens, output_tokens, steps;
+    struct histogram queue_us, first_token_us, token_us, step_us;
+};
+
+_Static_assert(LLM_MAX_BATCH + LLM_SLICE <= LLM_STEP_TOKENS, "a step with generations fits the batch");
+
+/* limits->max_batch, held to 1 .. LLM_MAX_BATCH. */
+int llm_max_batch(const struct llm *e);
+
+bool llm_step(struct engine *e, struct pool *p);
+void llm_abort(struct engine *e);
+
+/* Positions whose K and V the request needs in the arena at the most. */
+int llm_request_max_positions(const struct llm_request *r);
+/* Room for one more output token with its logprobs (generate) or for the whole result (score,
+ * embed). -1: no memory. */
+int llm_request_make_room(struct llm_request *r, const struct hparams *hp);
+
+#endif
