@@ -58,6 +58,7 @@ struct llm_request {
     uint32_t *tokens;
     int n_prompt, n_output, cap;
     int n_cached;       /* prompt tokens taken from the prefix cache */
+    const void *source; /* where the last llm_request_append read its bytes: for traces, not to be read again */
 
     struct text_out text;      /* generate */
     enum llm_finish finish;    /* generate: why it ended, valid where base.error is INFER_OK */

@@ -1,0 +1,117 @@
+/* Configuration: see config.h. Owns the model directory's name. Main thread. */
+#include "config.h"
+
+#include "registry.h"
+
+#include <limits.h>
+#include <stdatomic.h>
+#include <string.h>
+
+enum { MAX_THREADS = 512, MAX_BATCH = 256, DEFAULT_BATCH = 16, MAX_QUEUE = 1000000, DEFAULT_QUEUE = 1024 };
+
+static const long long MIB = 1 << 20;
+
+struct config config;
+
+/* ---- numbers: one getter and one setter, told apart by privdata ---- */
+
+static long long get_number(const char *name, void *number)
+{
+    (void)name;
+    return *(long long *)number;
+}
+
+static int set_number(const char *name, long long value, void *number, RedisModuleString **err)
+{
+    (void)name, (void)err;
+    *(long long *)number = value;
+    return REDISMODULE_OK;
+}
+
+static long long get_limit(const char *name, void *limit)
+{
+    (void)name;
+    return atomic_load((_Atomic int *)limit);
+}
+
+static int set_limit(const char *name, long long value, void *limit, RedisModuleString **err)
+{
+    (void)name, (void)err;
+    atomic_store((_Atomic int *)limit, (int)value);
+    return REDISMODULE_OK;
+}
+
+static int apply_threads(RedisModuleCtx *ctx, void *privdata, RedisModuleString **err)
+{
+    (void)privdata, (void)err;
+    registry_set_threads(ctx, (int)config.threads);
+    return REDISMODULE_OK;
+}
+
+static int get_trace(const char *name, void *privdata)
+{
+    (void)name, (void)privdata;
+    return config.trace_admission;
+}
+
+static int set_trace(const char *name, int value, void *privdata, RedisModuleString **err)
+{
+    (void)name, (void)privdata, (void)err;
+    config.trace_admission = value;
+    return REDISMODULE_OK;
+}
+
+static RedisModuleString *model_dir; /* Redis reads what the getter returns, and leaves it to its owner */
+
+const char *config_model_dir(void)
+{
+    return model_dir ? RedisModule_StringPtrLen(model_dir, NULL) : "";
+}
+
+static RedisModuleString *get_model_dir(const char *name, void *privdata)
+{
+    (void)name, (void)privdata;
+    return model_dir;
+}
+
+static int set_model_dir(const char *name, RedisModuleString *value, void *privdata, RedisModuleString **err)
+{
+    (void)name, (void)privdata;
+    size_t len;
+    const char *path = RedisModule_StringPtrLen(value, &len);
+    if (strlen(path) != len || len >= PATH_MAX) {
+        static const char message[] = "the path holds a zero byte or is too long";
+        *err = RedisModule_CreateString(NULL, message, sizeof message - 1);
+        return REDISMODULE_ERR;
+    }
+    config_free();
+    model_dir = RedisModule_CreateString(NULL, path, len);
+    return REDISMODULE_OK;
+}
+
+int config_register(RedisModuleCtx *ctx)
+{
+    /* kv-memory: enough for several contexts of a small model; only touched pages cost memory. */
+    if (RedisModule_RegisterNumericConfig(ctx, "threads", 0, REDISMODULE_CONFIG_DEFAULT, 0, MAX_THREADS, get_number,
+                                          set_number, apply_threads, &config.threads) != REDISMODULE_OK ||
+        RedisModule_RegisterStringConfig(ctx, "model-dir", "", REDISMODULE_CONFIG_IMMUTABLE, get_model_dir,
+                                         set_model_dir, NULL, NULL) != REDISMODULE_OK ||
+        RedisModule_RegisterNumericConfig(ctx, "kv-memory", 1024 * MIB, REDISMODULE_CONFIG_MEMORY, MIB, LLONG_MAX,
+                                          get_number, set_number, NULL, &config.kv_memory) != REDISMODULE_OK ||
+        RedisModule_RegisterNumericConfig(ctx, "max-batch", DEFAULT_BATCH, REDISMODULE_CONFIG_DEFAULT, 1, MAX_BATCH,
+                                          get_limit, set_limit, NULL,
+                                          (void *)&config.limits.max_batch) != REDISMODULE_OK ||
+        RedisModule_RegisterNumericConfig(ctx, "max-queue", DEFAULT_QUEUE, REDISMODULE_CONFIG_DEFAULT, 0, MAX_QUEUE,
+                                          get_limit, set_limit, NULL,
+                                          (void *)&config.limits.max_queue) != REDISMODULE_OK ||
+        RedisModule_RegisterBoolConfig(ctx, "trace-admission", 0, REDISMODULE_CONFIG_DEFAULT, get_trace, set_trace,
+                                       NULL, NULL) != REDISMODULE_OK)
+        return REDISMODULE_ERR;
+    return RedisModule_LoadConfigs(ctx);
+}
+
+void config_free(void)
+{
+    if (model_dir) RedisModule_FreeString(NULL, model_dir);
+    model_dir = NULL;
+}

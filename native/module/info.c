@@ -1,0 +1,104 @@
+/* INFO infer: counters since the models that are loaded now were loaded, and the memory that
+ * used_memory does not show (weights are mapped files, the KV cache is mapped memory).
+ *
+ * Main thread; core's counters are read through llm_get_stats. */
+#include "commands.h"
+#include "config.h"
+#include "registry.h"
+
+#include <stdio.h>
+#include <string.h>
+
+struct totals {
+    struct llm_stats sum;
+    size_t weight_bytes, kv_bytes, kv_used_bytes;
+    unsigned long long ready;
+};
+
+static void add(const struct model_entry *m, void *arg)
+{
+    struct totals *t = arg;
+    if (m->state != MODEL_READY) return;
+    struct llm_stats s;
+    llm_get_stats(m->engine, &s);
+    t->ready++;
+    t->sum.running += s.running;
+    t->sum.queued += s.queued;
+    t->sum.requests += s.requests;
+    t->sum.finished += s.finished;
+    t->sum.cancelled += s.cancelled;
+    t->sum.timed_out += s.timed_out;
+    t->sum.failed += s.failed;
+    t->sum.prompt_tokens += s.prompt_tokens;
+    t->sum.cached_tokens += s.cached_tokens;
+    t->sum.output_tokens += s.output_tokens;
+    t->sum.steps += s.steps;
+    t->weight_bytes += llm_model(m->engine)->weight_bytes;
+    t->kv_bytes += s.kv.arena_bytes;
+    t->kv_used_bytes += (size_t)(s.kv.pages_active + s.kv.pages_cached) * s.kv.page_bytes;
+}
+
+static void field(RedisModuleInfoCtx *info, const char *name, unsigned long long value)
+{
+    RedisModule_InfoAddFieldULongLong(info, name, value);
+}
+
+static void describe(const struct model_entry *m, void *info)
+{
+    char name[sizeof m->name + sizeof "model_"];
+    snprintf(name, sizeof name, "model_%s", m->name);
+    RedisModule_InfoBeginDictField(info, name);
+    RedisModule_InfoAddFieldCString(info, "state", model_state_name(m->state));
+    if (m->state == MODEL_READY) {
+        struct llm_stats s;
+        llm_get_stats(m->engine, &s);
+        field(info, "running", (unsigned long long)s.running);
+        field(info, "queued", (unsigned long long)s.queued);
+        field(info, "requests", s.requests);
+        field(info, "prompt_tokens", s.prompt_tokens);
+        field(info, "cached_tokens", s.cached_tokens);
+        field(info, "output_tokens", s.output_tokens);
+        field(info, "kv_pages", (unsigned long long)s.kv.pages_total);
+        field(info, "kv_pages_active", (unsigned long long)s.kv.pages_active);
+        field(info, "kv_pages_cached", (unsigned long long)s.kv.pages_cached);
+        field(info, "kv_evicted_pages", s.kv.evicted_pages);
+    }
+    RedisModule_InfoEndDictField(info);
+}
+
+static void on_info(RedisModuleInfoCtx *info, int for_crash_report)
+{
+    RedisModule_InfoAddSection(info, "");
+    RedisModule_InfoAddFieldCString(info, "version", INFER_VERSION);
+    RedisModule_InfoAddFieldCString(info, "kernels", config.kernels->name);
+    /* The thread that crashed may hold any lock. */
+    if (for_crash_report) return;
+
+    struct totals t;
+    memset(&t, 0, sizeof t);
+    registry_each(add, &t);
+    field(info, "threads", (unsigned long long)registry_threads());
+    field(info, "models", t.ready);
+    field(info, "requests_running", (unsigned long long)t.sum.running);
+    field(info, "requests_queued", (unsigned long long)t.sum.queued);
+    field(info, "requests_total", t.sum.requests);
+    field(info, "requests_finished", t.sum.finished);
+    field(info, "requests_cancelled", t.sum.cancelled);
+    field(info, "requests_timed_out", t.sum.timed_out);
+    field(info, "requests_failed", t.sum.failed);
+    field(info, "prompt_tokens", t.sum.prompt_tokens);
+    field(info, "cached_tokens", t.sum.cached_tokens);
+    field(info, "output_tokens", t.sum.output_tokens);
+    field(info, "steps", t.sum.steps);
+    field(info, "memory_weights_bytes", t.weight_bytes);
+    field(info, "memory_kv_bytes", t.kv_bytes);
+    field(info, "memory_kv_used_bytes", t.kv_used_bytes);
+
+    RedisModule_InfoAddSection(info, "models");
+    registry_each(describe, info);
+}
+
+int info_register(RedisModuleCtx *ctx)
+{
+    return RedisModule_RegisterInfoFunc(ctx, on_info);
+}

@@ -1,0 +1,166 @@
+/* Jobs: see job.h. Owns the list of started jobs. Main thread, but for on_done. */
+#include "job.h"
+
+#include "config.h"
+#include "platform.h"
+
+#include <stdlib.h>
+
+static struct job *first, *last;
+
+static void link_job(struct job *j)
+{
+    j->next = NULL;
+    j->prev = last;
+    if (last) last->next = j;
+    else first = j;
+    last = j;
+}
+
+static void unlink_job(struct job *j)
+{
+    if (j->prev) j->prev->next = j->next;
+    else first = j->next;
+    if (j->next) j->next->prev = j->prev;
+    else last = j->prev;
+}
+
+int job_may_block(RedisModuleCtx *ctx, const char *command, struct reply_error *err)
+{
+    if (RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_DENY_BLOCKING)
+        return reply_fail(err, "ERR",
+                          "%s blocks its client, which is not possible inside MULTI or a script: call it on its own",
+                          command);
+    return 0;
+}
+
+struct job *job_create(const struct arg_string *model, const struct llm_params *params, struct reply_error *err)
+{
+    struct model_entry *m = registry_acquire(model->data, model->len, err);
+    struct llm_request *r = NULL;
+    if (m) {
+        struct infer_error core;
+        r = llm_request_create(m->engine, params, &core);
+        if (!r) reply_fail_core(err, &core);
+    }
+    if (!r) {
+        free(params->stops);
+        if (m) registry_release(m);
+        return NULL;
+    }
+    struct job *j = RedisModule_Calloc(1, sizeof *j);
+    j->request = r;
+    j->model = m;
+    return j;
+}
+
+void job_free(struct job *j)
+{
+    llm_request_free(j->request);
+    registry_release(j->model);
+    if (j->store) RedisModule_Free(j->store);
+    RedisModule_Free(j);
+}
+
+/* ---- callbacks ---- */
+
+static void on_done(struct request *r) /* conductor */
+{
+    struct job *j = r->user;
+    RedisModule_UnblockClient(j->blocked, j);
+}
+
+static int on_reply(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
+{
+    (void)argv, (void)argc;
+    struct job *j = RedisModule_GetBlockedClientPrivateData(ctx);
+    const struct infer_error *error = &j->request->base.error;
+    return error->code == INFER_OK ? j->reply(ctx, j) : reply_error_core(ctx, error);
+}
+
+static void on_free(RedisModuleCtx *ctx, void *privdata)
+{
+    (void)ctx;
+    struct job *j = privdata;
+    unlink_job(j);
+    job_free(j);
+}
+
+/* The handle is all that Redis 7.0 tells about who has gone. */
+static struct job *find_blocked(const RedisModuleBlockedClient *blocked)
+{
+    struct job *j = first;
+    while (j && j->blocked != blocked) j = j->next;
+    return j;
+}
+
+static void on_disconnect(RedisModuleCtx *ctx, RedisModuleBlockedClient *blocked)
+{
+    (void)ctx;
+    struct job *j = find_blocked(blocked);
+    if (j) engine_cancel(&j->request->base);
+}
+
+/* Redis' own timeout is not used (core keeps TIMEOUT): this is CLIENT UNBLOCK. */
+static int on_unblock_command(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
+{
+    (void)argv, (void)argc;
+    struct job *j = find_blocked(RedisModule_GetBlockedClientHandle(ctx));
+    if (j) engine_cancel(&j->request->base);
+    return RedisModule_ReplyWithError(ctx, "CANCELLED by CLIENT UNBLOCK");
+}
+
+/* ---- starting ---- */
+
+void job_start(RedisModuleCtx *ctx, struct job *j, uint64_t began_us)
+{
+    struct request *r = &j->request->base;
+    r->user = j;
+    r->done = on_done;
+    j->client_id = RedisModule_GetClientId(ctx);
+    j->blocked = RedisModule_BlockClient(ctx, on_reply, on_unblock_command, on_free, 0);
+    RedisModule_SetDisconnectCallback(j->blocked, on_disconnect);
+    link_job(j);
+
+    j->started_us = began_us;
+    r->timing.admit_us = platform_now_us() - began_us;
+    struct infer_error refused;
+    if (engine_admit(j->model->engine, r, &refused) < 0) {
+        /* The request never was core's: answer the way that a failed one is answered. */
+        r->error = refused;
+        RedisModule_UnblockClient(j->blocked, j);
+        return;
+    }
+    j->id = r->id; /* it may be done already, but only this thread frees it */
+}
+
+/* ---- looking at them ---- */
+
+/* From one point of a request's life to another; 0 if it never got there. */
+static long long span_us(uint64_t from, uint64_t to)
+{
+    return from && to > from ? (long long)(to - from) : 0;
+}
+
+void job_reply_timing(RedisModuleCtx *ctx, const struct job *j, bool first_token)
+{
+    const struct request_timing *t = &j->request->base.timing;
+    reply_field_integer(ctx, "admit_us", (long long)t->admit_us);
+    reply_field_integer(ctx, "queue_us", span_us(t->admitted_at, t->started_at));
+    if (first_token) reply_field_integer(ctx, "first_token_us", span_us(t->admitted_at, t->first_output_at));
+    reply_field_integer(ctx, "total_us", span_us(t->admitted_at, t->done_at));
+}
+
+const struct job *job_first(void)
+{
+    return first;
+}
+
+bool job_cancel(uint64_t id)
+{
+    struct job *j = first;
+    while (j && j->id != id) j = j->next;
+    if (!j || j->request->base.state == REQUEST_DONE) return false;
+    engine_cancel(&j->request->base);
+    return true;
+}

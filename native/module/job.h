@@ -1,0 +1,59 @@
+/* One client's request from admission to reply.
+ *
+ * A job binds a blocked client, a use of a model and core's request. The way:
+ *
+ *   command (main thread)   job_create, prompt_append, job_start: the client is blocked, core owns the request
+ *   done (conductor)        hands the job back through UnblockClient, and does nothing else
+ *   reply (main thread)     the command's `reply` builds the answer
+ *   free (main thread)      the job, the request and the use of the model end
+ *
+ * There is one UnblockClient for each job that was started, in `done`, whatever
+ * happens: if the client goes away before, the request is cancelled and `done`
+ * follows; Redis then skips `reply` and still calls `free`. */
+#ifndef REDIS_INFER_JOB_H
+#define REDIS_INFER_JOB_H
+
+#include "args.h"
+#include "llm.h"
+#include "registry.h"
+#include "reply.h"
+
+struct job {
+    struct llm_request *request;
+    struct model_entry *model;
+    const char *command; /* "INFER.GENERATE": static storage */
+    uint64_t id;         /* core's; 0 if core refused the request */
+    uint64_t started_us; /* platform_now_us at the command's start */
+    unsigned long long client_id;
+    int (*reply)(RedisModuleCtx *ctx, struct job *j); /* the request succeeded */
+    char *store;         /* key to write the output to, or NULL */
+    size_t store_len;
+
+    /* job.c's own */
+    RedisModuleBlockedClient *blocked;
+    struct job *next, *prev;
+};
+
+/* -1 and *err where a client can't be blocked: in MULTI and in scripts. */
+int job_may_block(RedisModuleCtx *ctx, const char *command, struct reply_error *err);
+
+/* A job for `model`, which it uses until it is freed. params as for llm_request_create. On failure
+ * nothing is left, params->stops included. */
+struct job *job_create(const struct arg_string *model, const struct llm_params *params, struct reply_error *err);
+
+/* Before job_start only. */
+void job_free(struct job *j);
+
+/* Blocks the client and queues the request. began_us: when the command started. From here on the
+ * client gets its answer by itself, even if core refuses the request. */
+void job_start(RedisModuleCtx *ctx, struct job *j, uint64_t began_us);
+
+/* The reply fields admit_us, queue_us, first_token_us (if asked for) and total_us: 4 or 3 of them. */
+void job_reply_timing(RedisModuleCtx *ctx, const struct job *j, bool first_token);
+
+/* Started jobs, oldest first. */
+const struct job *job_first(void);
+/* False: there is no such job, or it is done already. */
+bool job_cancel(uint64_t id);
+
+#endif
