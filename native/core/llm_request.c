@@ -91,6 +91,7 @@ int llm_request_append(struct llm_request *r, const void *data, size_t bytes, co
 
     /* The one pass over the caller's bytes. They may change under a second look, so ids are checked as copied. */
     const unsigned char *in = data;
+    r->source = in;
     uint32_t *out = r->tokens + r->n_prompt, n_vocab = (uint32_t)llm->model->hp.n_vocab, largest = 0;
     for (size_t i = 0; i < n; i++) {
         uint32_t id = (uint32_t)in[4 * i] | (uint32_t)in[4 * i + 1] << 8 | (uint32_t)in[4 * i + 2] << 16 |

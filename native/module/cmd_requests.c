@@ -1,8 +1,8 @@
 /* INFER.REQUESTS: what the server works on, oldest first
  * INFER.CANCEL id: ends a request early
  *
- * A cancelled generation answers its own client with what it has so far and
- * finish_reason "cancelled"; one that had not started, with CANCELLED. Main thread. */
+ * A cancelled generation answers its own client with what it has so far and finish_reason
+ * "cancelled"; a cancelled scoring answers with CANCELLED. Main thread. */
 #include "args.h"
 #include "commands.h"
 #include "job.h"

@@ -7,7 +7,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
-enum { MAX_THREADS = 512, MAX_BATCH = 256, DEFAULT_BATCH = 16, MAX_QUEUE = 1000000, DEFAULT_QUEUE = 1024 };
+enum { MAX_THREADS = 512, DEFAULT_BATCH = 16, MAX_QUEUE = 1000000, DEFAULT_QUEUE = 1024 };
 
 static const long long MIB = 1 << 20;
 
@@ -96,9 +96,9 @@ int config_register(RedisModuleCtx *ctx)
                                           set_number, apply_threads, &config.threads) != REDISMODULE_OK ||
         RedisModule_RegisterStringConfig(ctx, "model-dir", "", REDISMODULE_CONFIG_IMMUTABLE, get_model_dir,
                                          set_model_dir, NULL, NULL) != REDISMODULE_OK ||
-        RedisModule_RegisterNumericConfig(ctx, "kv-memory", 1024 * MIB, REDISMODULE_CONFIG_MEMORY, MIB, LLONG_MAX,
+        RedisModule_RegisterNumericConfig(ctx, "kv-memory", (long long)LLM_DEFAULT_KV_BYTES, REDISMODULE_CONFIG_MEMORY, MIB, LLONG_MAX,
                                           get_number, set_number, NULL, &config.kv_memory) != REDISMODULE_OK ||
-        RedisModule_RegisterNumericConfig(ctx, "max-batch", DEFAULT_BATCH, REDISMODULE_CONFIG_DEFAULT, 1, MAX_BATCH,
+        RedisModule_RegisterNumericConfig(ctx, "max-batch", DEFAULT_BATCH, REDISMODULE_CONFIG_DEFAULT, 1, LLM_MAX_BATCH,
                                           get_limit, set_limit, NULL,
                                           (void *)&config.limits.max_batch) != REDISMODULE_OK ||
         RedisModule_RegisterNumericConfig(ctx, "max-queue", DEFAULT_QUEUE, REDISMODULE_CONFIG_DEFAULT, 0, MAX_QUEUE,

@@ -11,7 +11,7 @@
 
 struct totals {
     struct llm_stats sum;
-    size_t weight_bytes, kv_bytes, kv_used_bytes;
+    size_t weight_bytes, activation_bytes, kv_bytes, kv_used_bytes;
     unsigned long long ready;
 };
 
@@ -34,6 +34,7 @@ static void add(const struct model_entry *m, void *arg)
     t->sum.output_tokens += s.output_tokens;
     t->sum.steps += s.steps;
     t->weight_bytes += llm_model(m->engine)->weight_bytes;
+    t->activation_bytes += s.activation_bytes;
     t->kv_bytes += s.kv.arena_bytes;
     t->kv_used_bytes += (size_t)(s.kv.pages_active + s.kv.pages_cached) * s.kv.page_bytes;
 }
@@ -41,6 +42,19 @@ static void add(const struct model_entry *m, void *arg)
 static void field(RedisModuleInfoCtx *info, const char *name, unsigned long long value)
 {
     RedisModule_InfoAddFieldULongLong(info, name, value);
+}
+
+static void percentiles(RedisModuleInfoCtx *info, const char *what, const struct histogram_summary *h)
+{
+    const struct {
+        const char *name;
+        uint64_t value;
+    } values[] = {{"p50", h->p50_us}, {"p90", h->p90_us}, {"p99", h->p99_us}, {"max", h->max_us}};
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
+        char name[48];
+        snprintf(name, sizeof name, "%s_%s_us", what, values[i].name);
+        field(info, name, values[i].value);
+    }
 }
 
 static void describe(const struct model_entry *m, void *info)
@@ -62,6 +76,10 @@ static void describe(const struct model_entry *m, void *info)
         field(info, "kv_pages_active", (unsigned long long)s.kv.pages_active);
         field(info, "kv_pages_cached", (unsigned long long)s.kv.pages_cached);
         field(info, "kv_evicted_pages", s.kv.evicted_pages);
+        percentiles(info, "queue", &s.queue);
+        percentiles(info, "first_token", &s.first_token);
+        percentiles(info, "token", &s.token);
+        percentiles(info, "step", &s.step);
     }
     RedisModule_InfoEndDictField(info);
 }
@@ -91,6 +109,7 @@ static void on_info(RedisModuleInfoCtx *info, int for_crash_report)
     field(info, "output_tokens", t.sum.output_tokens);
     field(info, "steps", t.sum.steps);
     field(info, "memory_weights_bytes", t.weight_bytes);
+    field(info, "memory_activations_bytes", t.activation_bytes);
     field(info, "memory_kv_bytes", t.kv_bytes);
     field(info, "memory_kv_used_bytes", t.kv_used_bytes);
 

@@ -52,7 +52,7 @@ int model_path_resolve(const char *dir, const char *path, char resolved[PATH_MAX
     }
     if (errno || !realpath(joined, resolved))
         return infer_fail(err, INFER_ERR, "model file '%s': %s", name.text, strerror(errno));
-    if (!is_inside(resolved, real_dir))
+    if (!is_inside(resolved, real_dir) && strcmp(resolved, real_dir) != 0)
         return infer_fail(err, INFER_ERR, "path '%s' leads outside infer.model-dir through a symbolic link",
                           name.text);
 

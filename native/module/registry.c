@@ -63,11 +63,10 @@ static void take_off(struct model_entry *m)
 static struct model_entry *find_ready(const char *name, size_t len, struct reply_error *err)
 {
     struct model_entry *m = find(name, len);
-    struct quoted q = quote(name, len);
     if (m && m->state == MODEL_READY) return m;
+    struct quoted q = quote(name, len);
     if (!m) reply_fail(err, "NOMODEL", "no model '%s' is loaded: load it with INFER.MODEL LOAD", q.text);
-    else if (m->state == MODEL_LOADING) reply_fail(err, "NOMODEL", "model '%s' is still being loaded", q.text);
-    else reply_fail(err, "NOMODEL", "model '%s' is being unloaded", q.text);
+    else reply_fail(err, "NOMODEL", "model '%s' is not ready: it is %s", q.text, model_state_name(m->state));
     return NULL;
 }
 
