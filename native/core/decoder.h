@@ -18,16 +18,19 @@ struct batch_token {
     uint32_t id;
     int pos;
     struct kv_seq *seq;
-    int logits_row; /* row of the logits to fill, or -1 */
+    int logits_row; /* row of the logits to fill, or -1; a step's rows are 0 .. n_rows-1, each used once */
     float *hidden;  /* where to put the final normalized hidden state [n_embd], or NULL */
 };
 
+/* m and k outlive the decoder. NULL and *err when there is no memory. */
 struct decoder *decoder_create(const struct model *m, const struct kernels *k, int max_tokens, int max_logits,
                                struct infer_error *err);
 void decoder_free(struct decoder *d);
 
 /* Computes the batch, stores K and V (the caller then advances seq->n_tokens), and
- * fills logits rows: [n_rows, n_vocab], the decoder's own memory, valid until the next call. */
+ * fills logits rows: [n_rows, n_vocab], the decoder's own memory, valid until the next call.
+ * Each token's K, V and logits are the same bits whatever else is in the batch, however its prompt was sliced, and
+ * with any number of threads. Each thread of p needs the kernel table's scratch_bytes. Allocates nothing. */
 const float *decoder_forward(struct decoder *d, struct pool *p, const struct batch_token *batch, int n_tokens);
 
 /* Bytes of activations and logits that the decoder holds. */

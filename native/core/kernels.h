@@ -80,7 +80,7 @@ struct kernels {
     void (*matmul[TYPE_COUNT])(const struct weight *w, int row0, int row1, const struct act *a,
                                float *y, size_t ld_y, void *scratch);
 
-    /* y[i] = x[i] * (1/sqrt(mean(x^2) + eps)) * w[i]
+    /* y[i] = x[i] * (1/sqrt(mean(x^2) + eps)) * w[i]; y may be x.
      * order: s = lanes16 fma(x,x,lane); r = 1 / sqrtf(s / n + eps); y = (x * r) * w. */
     void (*rmsnorm)(float *y, const float *x, const float *w, int n, float eps);
 

@@ -1,0 +1,649 @@
+/* The forward pass of the decoder models. One layer:
+ *
+ *     x ─┬─ rmsnorm ─┬─ Wq ─ (+bq) ─ (norm) ─ RoPE ─────────────┐
+ *        │           ├─ Wk ─ (+bk) ─ (norm) ─ RoPE ─▶ K pages ──┤
+ *        │           └─ Wv ─ (+bv) ─────────────────▶ V pages ──┴─ attention ─ Wo ─ (+bo) ─┐
+ *        └──────────────────────────────────────────────────────────────────────────────── + ─ x'
+ *     x' ┬─ rmsnorm ─┬─ Wgate ─ silu ─┐
+ *        │           └─ Wup ───────── × ─ Wdown ─┐
+ *        └────────────────────────────────────── + ─ x''
+ *
+ * Every thread of the pool runs forward() from top to bottom; a phase is work shared in chunks, and a
+ * barrier ends it. There are five a layer: what follows a product element by element (bias, norm of a
+ * head, RoPE, silu, residual sum, quantization of the next input) is done by whoever computed the chunk, while it is in
+ * the cache, and the norm in front of a product is repeated by every thread where that is cheaper than a barrier.
+ *
+ * Chunks depend on the model's shape only and kernels compute each output by
+ * itself (kernels.h), so neither threads nor the rest of the batch change a bit. Attention sums over spans of
+ * SPAN_KEYS keys, merged in order; who computes which span doesn't matter.
+ *
+ * Ownership: a decoder owns its buffers, allocated once for the largest batch. Called by the
+ * conductor only; inside a step the pool's threads share them as the phases say. */
+#include "decoder.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "platform.h"
+
+enum {
+    SPAN_PAGES = 2, /* pages of keys that are summed as one; part of what defines the result's bits */
+    SPAN_KEYS = SPAN_PAGES * KV_PAGE,
+
+    TOKEN_BLOCK = 256,        /* tokens of one chunk of a product */
+    CHUNK_ROWS = 32,          /* least rows of one chunk: a multiple of ROW_TILE and of ACT_BLOCK */
+    CHUNK_ROWS_MAX = 512,
+    CHUNKS = 128,             /* about as many chunks of rows, where a matrix is tall enough */
+    QUERY_ROWS = 64,          /* most rows of (token, head of a group) that attend together */
+    LOCAL_FLOATS = 8192,      /* a thread's own tiles, on its stack */
+    PARTIAL_FLOATS = 2 << 20, /* 8 MB for the partial sums of spans */
+    MAX_SPAN_ITEMS = 1 << 14,
+};
+
+/* Rows of (token, head) of one KV head of one sequence that attend to the same keys. */
+struct query_group {
+    struct kv_seq *seq;
+    int token;      /* in the batch: the first one of the sequence's slice */
+    int pos;        /* its position */
+    int head;       /* KV head */
+    int row, n_rows; /* row r is token r / group and query head r % group of the slice */
+    int n_spans;
+    float *partial; /* [n_spans] of {m [n_rows], l [n_rows], acc [n_rows, v_dim]}, or NULL: one thread does all spans */
+    _Atomic int spans_left;
+};
+
+/* What a thread takes from the list of attention's work. */
+struct attention_item {
+    int group;
+    int span; /* -1: all, in order */
+};
+
+struct decoder {
+    const struct model *m;
+    const struct kernels *k;
+    int max_tokens, max_logits;
+
+    /* Derived from the model. */
+    int group;         /* query heads of a KV head */
+    int n_att;         /* n_head * v_dim */
+    int q_unit, kv_unit; /* heads that a chunk of Q, of K and V has: whole heads and whole tiles of rows */
+    int query_rows;
+    bool quantize_heads_later; /* v_dim is no multiple of ACT_BLOCK */
+    double *frequency; /* [n_rot/2] radians per position */
+
+    /* The step. */
+    const struct batch_token *batch;
+    int n_tokens, n_rows;
+    int *row_token;    /* [max_logits] which token a row of logits belongs to */
+    struct query_group *groups;
+    struct attention_item *items;
+    int n_groups, n_items, max_groups;
+
+    /* Activations, all inside `memory`. */
+    float *x;          /* [max_tokens, n_embd] the residual stream */
+    struct act input;  /* [max_tokens, n_embd] normalized x */
+    float *q, *k_out, *v_out; /* [max_tokens, n_q] [max_tokens, n_k] [max_tokens, n_v] */
+    struct act heads;  /* [max_tokens, n_att] attention's output */
+    struct act hidden; /* [max_tokens, n_ff] silu(gate) * up */
+    float *input_x, *heads_x, *hidden_x; /* their x, to write; hidden_x only where a down matrix is float */
+    float *tiles;      /* [max_tokens * max(2*n_ff, n_embd)] products of chunks, each chunk's in one piece */
+    float *cos, *sin;  /* [max_tokens, n_rot/2] */
+    float *partial;    /* [PARTIAL_FLOATS] */
+    float *logits;     /* [max_logits, n_vocab] */
+    void *memory;
+    size_t memory_bytes, other_bytes;
+};
+
+/* A thread's tiles. */
+struct local {
+    _Alignas(64) float x[LOCAL_FLOATS];
+    _Alignas(64) int8_t q[LOCAL_FLOATS];
+    _Alignas(64) float scale[LOCAL_FLOATS / ACT_BLOCK];
+    _Alignas(64) int32_t sum[LOCAL_FLOATS / ACT_SUM_BLOCK];
+    _Alignas(64) float fsum[LOCAL_FLOATS / ACT_SUM_BLOCK];
+    struct act input; /* the above */
+    _Alignas(64) float acc[LOCAL_FLOATS], acc2[LOCAL_FLOATS]; /* [query_rows, v_dim] of attention */
+};
+
+static bool is_quantized(const struct weight *w)
+{
+    return w->type != TYPE_F32 && w->type != TYPE_F16 && w->type != TYPE_BF16;
+}
+
+/* ---- products ---- */
+
+/* Rows t0 .. t1-1 of a. */
+static struct act act_rows(const struct act *a, int t0, int t1)
+{
+    struct act v = *a;
+    size_t t = (size_t)t0, n = (size_t)a->n;
+    v.n_rows = t1 - t0;
+    v.x = a->x ? a->x + t * a->ld_x : NULL;
+    v.q += t * n;
+    v.scale += t * n / ACT_BLOCK;
+    v.sum += t * n / ACT_SUM_BLOCK;
+    v.fsum += t * n / ACT_SUM_BLOCK;
+    return v;
+}
+
+/* Quantizes columns c0 .. c0+n-1 of one row of a, which are x; c0 and n are multiples of ACT_BLOCK. */
+static void quantize_part(const struct kernels *k, const struct act *a, int row, int c0, const float *x, int n)
+{
+    size_t at = (size_t)row * (size_t)a->n + (size_t)c0;
+    struct act part = {.n_rows = 1, .n = n, .x = x, .ld_x = (size_t)n, .q = a->q + at,
+                       .scale = a->scale + at / ACT_BLOCK, .sum = a->sum + at / ACT_SUM_BLOCK,
+                       .fsum = a->fsum + at / ACT_SUM_BLOCK};
+    k->quantize(&part, 0);
+}
+
+/* y [a->n_rows, row1-row0] in one piece = rows row0 .. row1-1 of w times a. */
+static void multiply_tile(const struct decoder *d, const struct weight *w, int row0, int row1, const struct act *a,
+                          float *y, void *scratch)
+{
+    struct weight part = *w;
+    part.data = (const char *)w->data + (size_t)row0 * w->row_bytes;
+    part.n_out = row1 - row0;
+    d->k->matmul[w->type](&part, 0, part.n_out, a, y, (size_t)part.n_out, scratch);
+}
+
+static int chunk_rows(int n_out)
+{
+    int rows = n_out / CHUNKS / CHUNK_ROWS * CHUNK_ROWS;
+    return rows < CHUNK_ROWS ? CHUNK_ROWS : rows > CHUNK_ROWS_MAX ? CHUNK_ROWS_MAX : rows;
+}
+
+/* The next chunk of a product's rows and tokens for this thread. */
+struct chunk {
+    int row0, row1, t0, t1;
+};
+
+static bool next_chunk(struct pool_thread *t, int n_out, int rows, int n_tokens, struct chunk *c)
+{
+    int blocks = (n_tokens + TOKEN_BLOCK - 1) / TOKEN_BLOCK, begin, end;
+    if (!pool_share(t, (n_out + rows - 1) / rows * blocks, 1, &begin, &end)) return false;
+    c->row0 = begin / blocks * rows;
+    c->row1 = c->row0 + rows < n_out ? c->row0 + rows : n_out;
+    c->t0 = begin % blocks * TOKEN_BLOCK;
+    c->t1 = c->t0 + TOKEN_BLOCK < n_tokens ? c->t0 + TOKEN_BLOCK : n_tokens;
+    return true;
+}
+
+/* ---- the phases, in the order of forward() ---- */
+
+/* x = the tokens' embeddings; the angles of their positions. */
+static void embed(struct pool_thread *t, struct decoder *d)
+{
+    const struct hparams *hp = &d->m->hp;
+    const struct weight *e = &d->m->embedding;
+    size_t half = (size_t)hp->n_rot / 2;
+    int begin, end;
+    while (pool_share(t, d->n_tokens, 1, &begin, &end)) {
+        size_t i = (size_t)begin;
+        const char *row = (const char *)e->data + d->batch[i].id * e->row_bytes;
+        dequantize_row(e->type, row, d->x + i * (size_t)hp->n_embd, hp->n_embd);
+        for (size_t j = 0; j < half; j++) {
+            double angle = d->batch[i].pos * d->frequency[j];
+            d->cos[i * half + j] = (float)cos(angle);
+            d->sin[i * half + j] = (float)sin(angle);
+        }
+    }
+}
+
+static void normalize_rows(const struct decoder *d, struct act *a, float *y, const float *norm, const int *rows,
+                           int begin, int end, bool quantize)
+{
+    size_t n_embd = (size_t)d->m->hp.n_embd;
+    for (int i = begin; i < end; i++) {
+        const float *x = d->x + (size_t)(rows ? rows[i] : i) * n_embd;
+        d->k->rmsnorm(y + (size_t)i * n_embd, x, norm, (int)n_embd, d->m->hp.norm_eps);
+        if (quantize) d->k->quantize(a, i);
+    }
+}
+
+/* The normalized rows of x that the caller lists (NULL: all n), as input of a product. Few rows: each
+ * thread computes them for itself. Many: they are shared out, and a barrier ends that. */
+static const struct act *normalize(struct pool_thread *t, struct decoder *d, struct local *mine, const float *norm,
+                                   const int *rows, int n, bool quantize)
+{
+    if ((size_t)n * mine->input.ld_x <= LOCAL_FLOATS) {
+        mine->input.n_rows = n;
+        normalize_rows(d, &mine->input, mine->x, norm, rows, 0, n, quantize);
+        return &mine->input;
+    }
+    int begin, end;
+    while (pool_share(t, n, 4, &begin, &end))
+        normalize_rows(d, &d->input, d->input_x, norm, rows, begin, end, quantize);
+    pool_barrier(t);
+    return &d->input;
+}
+
+/* Norm and rotation of one head in place. */
+static void finish_head(const struct decoder *d, float *x, const float *norm, int token)
+{
+    const struct hparams *hp = &d->m->hp;
+    size_t angles = (size_t)token * (size_t)hp->n_rot / 2;
+    if (norm) d->k->rmsnorm(x, x, norm, hp->k_dim, hp->norm_eps);
+    d->k->rope(x, d->cos + angles, d->sin + angles, hp->n_rot, hp->rope_order == ROPE_NEOX);
+}
+
+static void keys_and_values(struct decoder *d, int layer, int head0, int head1, const struct act *a, int t0, void *scratch)
+{
+    const struct hparams *hp = &d->m->hp;
+    const struct layer *l = &d->m->layers[layer];
+    const struct kernels *k = d->k;
+    size_t n_k = (size_t)hp->n_k, n_v = (size_t)hp->n_v;
+    float *k_out = d->k_out + (size_t)t0 * n_k, *v_out = d->v_out + (size_t)t0 * n_v;
+    k->matmul[l->wk.type](&l->wk, head0 * hp->k_dim, head1 * hp->k_dim, a, k_out, n_k, scratch);
+    k->matmul[l->wv.type](&l->wv, head0 * hp->v_dim, head1 * hp->v_dim, a, v_out, n_v, scratch);
+    for (int h = head0; h < head1; h++)
+        for (int i = 0; i < a->n_rows; i++) {
+            const struct batch_token *b = &d->batch[t0 + i];
+            float *k_head = k_out + (size_t)i * n_k + h * hp->k_dim;
+            float *v_head = v_out + (size_t)i * n_v + h * hp->v_dim;
+            if (l->bk) k->add(k_head, l->bk + h * hp->k_dim, hp->k_dim);
+            if (l->bv) k->add(v_head, l->bv + h * hp->v_dim, hp->v_dim);
+            finish_head(d, k_head, l->k_norm, t0 + i);
+            uint16_t *page = b->seq->pages[b->pos / KV_PAGE]->data;
+            k->kv_store(page + kv_k_offset(hp, layer, h), page + kv_v_offset(hp, layer, h), k_head, v_head, hp->k_dim,
+                        hp->v_dim, b->pos % KV_PAGE);
+        }
+}
+
+static void queries(struct decoder *d, int layer, int head0, int head1, const struct act *a, int t0, void *scratch)
+{
+    const struct hparams *hp = &d->m->hp;
+    const struct layer *l = &d->m->layers[layer];
+    size_t n_q = (size_t)hp->n_q;
+    float *q = d->q + (size_t)t0 * n_q, scale = 1 / sqrtf((float)hp->k_dim);
+    d->k->matmul[l->wq.type](&l->wq, head0 * hp->k_dim, head1 * hp->k_dim, a, q, n_q, scratch);
+    for (int h = head0; h < head1; h++)
+        for (int i = 0; i < a->n_rows; i++) {
+            float *q_head = q + (size_t)i * n_q + h * hp->k_dim;
+            if (l->bq) d->k->add(q_head, l->bq + h * hp->k_dim, hp->k_dim);
+            finish_head(d, q_head, l->q_norm, t0 + i);
+            for (int j = 0; j < hp->k_dim; j++) q_head[j] *= scale;
+        }
+}
+
+/* Q, K and V of the input: rotated queries into d->q, rotated keys and values into the pages. */
+static void project_qkv(struct pool_thread *t, struct decoder *d, int layer, const struct act *input)
+{
+    const struct hparams *hp = &d->m->hp;
+    int kv_units = (hp->n_head_kv + d->kv_unit - 1) / d->kv_unit;
+    int q_units = (hp->n_head + d->q_unit - 1) / d->q_unit;
+    struct chunk c;
+    while (next_chunk(t, kv_units + q_units, 1, d->n_tokens, &c)) { /* a "row" is a unit of heads: the larger ones first */
+        struct act a = act_rows(input, c.t0, c.t1);
+        bool kv = c.row0 < kv_units;
+        int unit = kv ? d->kv_unit : d->q_unit, n = kv ? hp->n_head_kv : hp->n_head;
+        int head0 = (kv ? c.row0 : c.row0 - kv_units) * unit, head1 = head0 + unit < n ? head0 + unit : n;
+        (kv ? keys_and_values : queries)(d, layer, head0, head1, &a, c.t0, t->scratch);
+    }
+}
+
+/* One span of one group: m, l [n_rows], acc [n_rows, v_dim]. */
+static void attend_span(const struct decoder *d, int layer, const struct query_group *g, int span, float *m, float *l,
+                        float *acc, void *scratch)
+{
+    const struct hparams *hp = &d->m->hp;
+    const float *q[QUERY_ROWS];
+    int n_keys[QUERY_ROWS], most = 0;
+    for (int i = 0; i < g->n_rows; i++) {
+        int token = (g->row + i) / d->group, head = g->head * d->group + (g->row + i) % d->group;
+        q[i] = d->q + (size_t)(g->token + token) * (size_t)hp->n_q + head * hp->k_dim;
+        int seen = g->pos + token + 1 - span * SPAN_KEYS;
+        n_keys[i] = seen < 0 ? 0 : seen > SPAN_KEYS ? SPAN_KEYS : seen;
+        if (n_keys[i] > most) most = n_keys[i];
+    }
+    const uint16_t *k_pages[SPAN_PAGES], *v_pages[SPAN_PAGES];
+    for (int i = 0; i * KV_PAGE < most; i++) {
+        const uint16_t *page = g->seq->pages[span * SPAN_PAGES + i]->data;
+        k_pages[i] = page + kv_k_offset(hp, layer, g->head);
+        v_pages[i] = page + kv_v_offset(hp, layer, g->head);
+    }
+    d->k->attend(q, n_keys, g->n_rows, hp->k_dim, hp->v_dim, k_pages, v_pages, m, l, acc, scratch);
+}
+
+/* Merges a later span's partial sums into those of the spans before it. */
+static void merge_span(const struct decoder *d, const struct query_group *g, int span, float *m, float *l, float *acc,
+                       const float *m2, const float *l2, const float *acc2)
+{
+    size_t v_dim = (size_t)d->m->hp.v_dim;
+    for (int i = 0; i < g->n_rows; i++)
+        if (g->pos + (g->row + i) / d->group >= span * SPAN_KEYS) /* it sees keys there */
+            d->k->attend_merge(&m[i], &l[i], acc + (size_t)i * v_dim, m2[i], l2[i], acc2 + (size_t)i * v_dim, (int)v_dim);
+}
+
+/* The group's rows of attention's output, ready for Wo. */
+static void finish_group(const struct decoder *d, int layer, const struct query_group *g, const float *l, float *acc)
+{
+    int v_dim = d->m->hp.v_dim;
+    bool quantize = is_quantized(&d->m->layers[layer].wo) && !d->quantize_heads_later;
+    for (int i = 0; i < g->n_rows; i++) {
+        int token = g->token + (g->row + i) / d->group, head = g->head * d->group + (g->row + i) % d->group;
+        float *out = d->heads_x + (size_t)token * (size_t)d->n_att + head * v_dim;
+        const float *row = acc + (size_t)i * (size_t)v_dim;
+        float inv = 1 / l[i];
+        for (int j = 0; j < v_dim; j++) out[j] = row[j] * inv;
+        if (quantize) quantize_part(d->k, &d->heads, token, head * v_dim, out, v_dim);
+    }
+}
+
+/* Attention of every query to the keys of its sequence. */
+static void attention(struct pool_thread *t, struct decoder *d, struct local *mine, int layer)
+{
+    size_t v_dim = (size_t)d->m->hp.v_dim;
+    int at, end;
+    while (pool_share(t, d->n_items, 1, &at, &end)) {
+        struct query_group *g = &d->groups[d->items[at].group];
+        size_t n_rows = (size_t)g->n_rows;
+        int span = d->items[at].span;
+        if (span < 0) {
+            float m[QUERY_ROWS], l[QUERY_ROWS], m2[QUERY_ROWS], l2[QUERY_ROWS];
+            attend_span(d, layer, g, 0, m, l, mine->acc, t->scratch);
+            for (int s = 1; s < g->n_spans; s++) {
+                attend_span(d, layer, g, s, m2, l2, mine->acc2, t->scratch);
+                merge_span(d, g, s, m, l, mine->acc, m2, l2, mine->acc2);
+            }
+            finish_group(d, layer, g, l, mine->acc);
+            continue;
+        }
+        size_t stride = n_rows * (v_dim + 2);
+        float *m = g->partial + (size_t)span * stride;
+        attend_span(d, layer, g, span, m, m + n_rows, m + 2 * n_rows, t->scratch);
+        if (atomic_fetch_sub_explicit(&g->spans_left, 1, memory_order_acq_rel) > 1) continue;
+        /* The last one to finish merges, always in the order of the spans. */
+        atomic_store_explicit(&g->spans_left, g->n_spans, memory_order_relaxed); /* for the next layer */
+        m = g->partial;
+        for (int s = 1; s < g->n_spans; s++) {
+            const float *m2 = m + (size_t)s * stride;
+            merge_span(d, g, s, m, m + n_rows, m + 2 * n_rows, m2, m2 + n_rows, m2 + 2 * n_rows);
+        }
+        finish_group(d, layer, g, m + n_rows, m + 2 * n_rows);
+    }
+    if (d->quantize_heads_later && is_quantized(&d->m->layers[layer].wo)) {
+        pool_barrier(t);
+        int begin;
+        while (pool_share(t, d->n_tokens, 1, &begin, &end)) d->k->quantize(&d->heads, begin);
+    }
+}
+
+/* x += w * a (+ bias) */
+static void project_residual(struct pool_thread *t, struct decoder *d, const struct weight *w, const float *bias,
+                             const struct act *a)
+{
+    size_t n_embd = (size_t)d->m->hp.n_embd;
+    struct chunk c;
+    while (next_chunk(t, w->n_out, chunk_rows(w->n_out), d->n_tokens, &c)) {
+        struct act rows = act_rows(a, c.t0, c.t1);
+        int n = c.row1 - c.row0;
+        float *y = d->tiles + (size_t)c.t0 * n_embd + (size_t)(c.t1 - c.t0) * (size_t)c.row0;
+        multiply_tile(d, w, c.row0, c.row1, &rows, y, t->scratch);
+        for (int i = c.t0; i < c.t1; i++, y += n) {
+            if (bias) d->k->add(y, bias + c.row0, n);
+            d->k->add(d->x + (size_t)i * n_embd + c.row0, y, n);
+        }
+    }
+}
+
+/* hidden = silu(gate * input) * (up * input) */
+static void project_hidden(struct pool_thread *t, struct decoder *d, const struct layer *l, const struct act *input)
+{
+    size_t n_ff = (size_t)d->m->hp.n_ff;
+    bool quantize = is_quantized(&l->down);
+    struct chunk c;
+    while (next_chunk(t, (int)n_ff, chunk_rows((int)n_ff), d->n_tokens, &c)) {
+        struct act rows = act_rows(input, c.t0, c.t1);
+        int n = c.row1 - c.row0;
+        size_t tile = (size_t)rows.n_rows * (size_t)n;
+        float *gate = d->tiles + 2 * ((size_t)c.t0 * n_ff + (size_t)rows.n_rows * (size_t)c.row0), *up = gate + tile;
+        multiply_tile(d, &l->gate, c.row0, c.row1, &rows, gate, t->scratch);
+        multiply_tile(d, &l->up, c.row0, c.row1, &rows, up, t->scratch);
+        d->k->silu_mul(gate, gate, up, (int)tile);
+        for (int i = c.t0; i < c.t1; i++, gate += n) {
+            if (quantize)
+                quantize_part(d->k, &d->hidden, i, c.row0, gate, n);
+            else
+                memcpy(d->hidden_x + (size_t)i * n_ff + c.row0, gate, (size_t)n * sizeof *gate);
+        }
+    }
+}
+
+/* The logits of the rows that want them. */
+static void project_output(struct pool_thread *t, struct decoder *d, struct local *mine)
+{
+    const struct model *m = d->m;
+    size_t n_vocab = (size_t)m->hp.n_vocab, n_embd = (size_t)m->hp.n_embd;
+    for (int i = t->index; i < d->n_tokens; i += t->count)
+        if (d->batch[i].hidden)
+            d->k->rmsnorm(d->batch[i].hidden, d->x + (size_t)i * n_embd, m->output_norm, (int)n_embd, m->hp.norm_eps);
+    if (d->n_rows == 0) return;
+    const struct act *input = normalize(t, d, mine, m->output_norm, d->row_token, d->n_rows, is_quantized(&m->output));
+    struct chunk c;
+    while (next_chunk(t, m->output.n_out, chunk_rows(m->output.n_out), d->n_rows, &c)) {
+        struct act rows = act_rows(input, c.t0, c.t1);
+        d->k->matmul[m->output.type](&m->output, c.row0, c.row1, &rows, d->logits + (size_t)c.t0 * n_vocab, n_vocab,
+                                     t->scratch);
+    }
+}
+
+static void forward(struct pool_thread *t, void *arg)
+{
+    struct decoder *d = arg;
+    const struct model *m = d->m;
+    struct local mine;
+    mine.input = (struct act){.n = m->hp.n_embd, .x = mine.x, .ld_x = (size_t)m->hp.n_embd,
+                              .q = mine.q, .scale = mine.scale, .sum = mine.sum, .fsum = mine.fsum};
+
+    embed(t, d);
+    pool_barrier(t);
+    for (int i = 0; i < m->hp.n_layer; i++) {
+        const struct layer *l = &m->layers[i];
+        bool quantize = is_quantized(&l->wq) || is_quantized(&l->wk) || is_quantized(&l->wv);
+        const struct act *input = normalize(t, d, &mine, l->attn_norm, NULL, d->n_tokens, quantize);
+        project_qkv(t, d, i, input);
+        pool_barrier(t);
+        attention(t, d, &mine, i);
+        pool_barrier(t);
+        project_residual(t, d, &l->wo, l->bo, &d->heads);
+        pool_barrier(t);
+
+        quantize = is_quantized(&l->gate) || is_quantized(&l->up);
+        input = normalize(t, d, &mine, l->ffn_norm, NULL, d->n_tokens, quantize);
+        project_hidden(t, d, l, input);
+        pool_barrier(t);
+        project_residual(t, d, &l->down, NULL, &d->hidden);
+        pool_barrier(t);
+    }
+    project_output(t, d, &mine);
+}
+
+/* ---- planning the step ---- */
+
+/* The slice of one sequence: its tokens first .. first+n-1 of the batch. */
+static void plan_slice(struct decoder *d, int first, int n)
+{
+    const struct hparams *hp = &d->m->hp;
+    int rows = n * d->group;
+    /* The last rows see the most keys: first, so that the ends of the shares are small. */
+    for (int row = (rows - 1) / d->query_rows * d->query_rows; row >= 0; row -= d->query_rows)
+        for (int head = 0; head < hp->n_head_kv; head++) {
+            struct query_group *g = &d->groups[d->n_groups++];
+            g->seq = d->batch[first].seq;
+            g->token = first;
+            g->pos = d->batch[first].pos;
+            g->head = head;
+            g->row = row;
+            g->n_rows = rows - row < d->query_rows ? rows - row : d->query_rows;
+            g->n_spans = (g->pos + (row + g->n_rows - 1) / d->group) / SPAN_KEYS + 1;
+            g->partial = NULL;
+        }
+}
+
+/* Lists attention's work: whole groups, or where these are too few to keep the threads
+ * busy, spans. */
+static void plan_attention(struct decoder *d, int n_threads)
+{
+    d->n_groups = d->n_items = 0;
+    for (int i = 0, first = 0; i < d->n_tokens; i++)
+        if (i + 1 == d->n_tokens || d->batch[i + 1].seq != d->batch[first].seq) {
+            plan_slice(d, first, i + 1 - first);
+            first = i + 1;
+        }
+    bool split = n_threads > 1 && d->n_groups < 8 * n_threads;
+    size_t used = 0;
+    int n_span_items = 0;
+    for (int i = 0; i < d->n_groups; i++) {
+        struct query_group *g = &d->groups[i];
+        size_t floats = (size_t)g->n_spans * (size_t)g->n_rows * (size_t)(d->m->hp.v_dim + 2);
+        if (split && g->n_spans > 1 && used + floats <= PARTIAL_FLOATS && n_span_items + g->n_spans <= MAX_SPAN_ITEMS) {
+            g->partial = d->partial + used;
+            used += floats;
+            n_span_items += g->n_spans;
+            atomic_store_explicit(&g->spans_left, g->n_spans, memory_order_relaxed);
+        } else {
+            d->items[d->n_items++] = (struct attention_item){.group = i, .span = -1};
+        }
+    }
+    for (int i = 0; i < d->n_groups; i++) /* the small pieces of work last */
+        for (int s = 0; d->groups[i].partial && s < d->groups[i].n_spans; s++)
+            d->items[d->n_items++] = (struct attention_item){.group = i, .span = s};
+}
+
+const float *decoder_forward(struct decoder *d, struct pool *p, const struct batch_token *batch, int n_tokens)
+{
+    d->batch = batch;
+    d->n_tokens = d->input.n_rows = d->heads.n_rows = d->hidden.n_rows = n_tokens;
+    d->n_rows = 0;
+    for (int i = 0; i < n_tokens; i++)
+        if (batch[i].logits_row >= 0) {
+            d->row_token[batch[i].logits_row] = i;
+            d->n_rows++;
+        }
+    plan_attention(d, pool_threads(p));
+    pool_run(p, forward, d);
+    return d->logits;
+}
+
+/* ---- memory ---- */
+
+/* Hands out pieces of one mapping; with base NULL it only adds up. */
+struct arena {
+    char *base;
+    size_t used;
+};
+
+static void *take(struct arena *a, size_t n, size_t bytes)
+{
+    void *p = a->base ? a->base + a->used : NULL;
+    a->used += (n * bytes + 127) / 128 * 128;
+    return p;
+}
+
+static struct act take_act(struct arena *a, size_t n_rows, int n, float **x)
+{
+    size_t elements = n_rows * (size_t)n;
+    if (x) *x = take(a, elements, sizeof **x);
+    struct act v = {.n = n, .x = x ? *x : NULL, .ld_x = (size_t)n};
+    v.q = take(a, elements, sizeof *v.q);
+    v.scale = take(a, elements / ACT_BLOCK + 1, sizeof *v.scale);
+    v.sum = take(a, elements / ACT_SUM_BLOCK + 1, sizeof *v.sum);
+    v.fsum = take(a, elements / ACT_SUM_BLOCK + 1, sizeof *v.fsum);
+    return v;
+}
+
+static void lay_out(struct decoder *d, struct arena *a)
+{
+    const struct hparams *hp = &d->m->hp;
+    size_t n = (size_t)d->max_tokens, n_embd = (size_t)hp->n_embd, n_ff = (size_t)hp->n_ff;
+    bool float_down = false;
+    for (int i = 0; i < hp->n_layer; i++) float_down |= !is_quantized(&d->m->layers[i].down);
+    d->x = take(a, n * n_embd, sizeof *d->x);
+    d->input = take_act(a, n, hp->n_embd, &d->input_x);
+    d->q = take(a, n * (size_t)hp->n_q, sizeof *d->q);
+    d->k_out = take(a, n * (size_t)hp->n_k, sizeof *d->k_out);
+    d->v_out = take(a, n * (size_t)hp->n_v, sizeof *d->v_out);
+    d->heads = take_act(a, n, d->n_att, &d->heads_x);
+    d->hidden = take_act(a, n, hp->n_ff, float_down ? &d->hidden_x : NULL);
+    d->tiles = take(a, n * (2 * n_ff > n_embd ? 2 * n_ff : n_embd), sizeof *d->tiles);
+    d->cos = take(a, n * (size_t)hp->n_rot / 2 + 1, sizeof *d->cos);
+    d->sin = take(a, n * (size_t)hp->n_rot / 2 + 1, sizeof *d->sin);
+    d->partial = take(a, PARTIAL_FLOATS, sizeof *d->partial);
+    d->logits = take(a, (size_t)d->max_logits * (size_t)hp->n_vocab, sizeof *d->logits);
+}
+
+/* Fewest heads whose rows of a and of b elements are whole tiles. */
+static int heads_of_whole_tiles(int a, int b)
+{
+    int n = 1;
+    while (n * a % ROW_TILE || n * b % ROW_TILE) n++;
+    return n;
+}
+
+struct decoder *decoder_create(const struct model *m, const struct kernels *k, int max_tokens, int max_logits,
+                               struct infer_error *err)
+{
+    const struct hparams *hp = &m->hp;
+    if (hp->v_dim > LOCAL_FLOATS) {
+        infer_fail(err, INFER_ERR, "value heads of %d elements: at most %d can be computed", hp->v_dim, LOCAL_FLOATS);
+        return NULL;
+    }
+    struct decoder *d = calloc(1, sizeof *d);
+    if (!d) goto no_memory;
+    d->m = m;
+    d->k = k;
+    d->max_tokens = max_tokens;
+    d->max_logits = max_logits;
+    d->group = hp->n_head / hp->n_head_kv;
+    d->n_att = hp->n_head * hp->v_dim;
+    d->q_unit = heads_of_whole_tiles(hp->k_dim, hp->k_dim);
+    d->kv_unit = heads_of_whole_tiles(hp->k_dim, hp->v_dim);
+    d->query_rows = LOCAL_FLOATS / hp->v_dim < QUERY_ROWS ? LOCAL_FLOATS / hp->v_dim : QUERY_ROWS;
+    d->quantize_heads_later = hp->v_dim % ACT_BLOCK != 0;
+
+    /* Each sequence of a batch may leave its last block of rows unfilled. */
+    size_t blocks = (size_t)max_tokens * (size_t)d->group / (size_t)d->query_rows + (size_t)max_tokens;
+    size_t max_groups = blocks * (size_t)hp->n_head_kv, max_items = max_groups + MAX_SPAN_ITEMS;
+    size_t half = (size_t)hp->n_rot / 2;
+    d->groups = calloc(max_groups, sizeof *d->groups);
+    d->items = calloc(max_items, sizeof *d->items);
+    d->row_token = calloc((size_t)max_logits + 1, sizeof *d->row_token);
+    d->frequency = calloc(half + 1, sizeof *d->frequency);
+    d->other_bytes = sizeof *d + max_groups * sizeof *d->groups + max_items * sizeof *d->items +
+                     (size_t)max_logits * sizeof *d->row_token + half * sizeof *d->frequency;
+    struct arena arena = {0};
+    lay_out(d, &arena);
+    d->memory_bytes = arena.used;
+    arena = (struct arena){.base = platform_map_anonymous(d->memory_bytes)};
+    d->memory = arena.base;
+    if (!d->groups || !d->items || !d->row_token || !d->frequency || !d->memory) goto no_memory;
+    lay_out(d, &arena);
+
+    for (size_t i = 0; i < half; i++)
+        d->frequency[i] = pow(hp->rope_base, -2.0 * (double)i / hp->n_rot) / (m->rope_freqs ? m->rope_freqs[i] : 1);
+    return d;
+
+no_memory:
+    infer_fail(err, INFER_ERR, "no memory for the activations of %d tokens (%zu MB)", max_tokens,
+               d ? d->memory_bytes >> 20 : 0);
+    decoder_free(d);
+    return NULL;
+}
+
+void decoder_free(struct decoder *d)
+{
+    if (!d) return;
+    platform_unmap(d->memory, d->memory_bytes);
+    free(d->groups);
+    free(d->items);
+    free(d->row_token);
+    free(d->frequency);
+    free(d);
+}
+
+size_t decoder_bytes(const struct decoder *d)
+{
+    return d->memory_bytes + d->other_bytes;
+}
