@@ -25,7 +25,7 @@ from . import commands, prompts
 from .commands import Argument, Command, GenerateOptions, Key, Tokens
 from .errors import from_response
 from .prompts import Prompt
-from .results import Generation, ModelInfo, Score, TokenArray
+from .results import Generation, ModelInfo, RequestInfo, Score, TokenArray
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -72,8 +72,7 @@ class Infer:
 
         See ``docs/commands.md``, INFER.MODEL LOAD.
         """
-        reply = self._run(commands.load(name, path, context=context, kv_memory=kv_memory))
-        return reply if reply is not None else self.info(name)
+        return self._run(commands.load(name, path, context=context, kv_memory=kv_memory))
 
     def unload(self, name: str) -> None:
         """Ends the model's requests and gives its memory back. INFER.MODEL UNLOAD."""
@@ -126,6 +125,14 @@ class Infer:
         """
         tokens = self._tokens(model, prompt, keys)
         return self._run(commands.score(model, keys, tokens, top=top))
+
+    def requests(self) -> list[RequestInfo]:
+        """What the server works on, oldest first. INFER.REQUESTS."""
+        return self._run(commands.requests())
+
+    def cancel(self, request_id: int) -> bool:
+        """Ends a request early; False if it is not (or no longer) there. INFER.CANCEL."""
+        return self._run(commands.cancel(request_id))
 
     # ---- token keys ----
 
@@ -195,8 +202,7 @@ class AsyncInfer:
         kv_memory: int | None = None,
     ) -> ModelInfo:
         """See :meth:`Infer.load`."""
-        reply = await self._run(commands.load(name, path, context=context, kv_memory=kv_memory))
-        return reply if reply is not None else await self.info(name)
+        return await self._run(commands.load(name, path, context=context, kv_memory=kv_memory))
 
     async def unload(self, name: str) -> None:
         """See :meth:`Infer.unload`."""
@@ -233,6 +239,14 @@ class AsyncInfer:
         """See :meth:`Infer.score`."""
         tokens = await self._tokens(model, prompt, keys)
         return await self._run(commands.score(model, keys, tokens, top=top))
+
+    async def requests(self) -> list[RequestInfo]:
+        """See :meth:`Infer.requests`."""
+        return await self._run(commands.requests())
+
+    async def cancel(self, request_id: int) -> bool:
+        """See :meth:`Infer.cancel`."""
+        return await self._run(commands.cancel(request_id))
 
     async def store_tokens(self, key: Key, tokens: Tokens, *, expire_s: int | None = None) -> None:
         """See :meth:`Infer.store_tokens`."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .results import FloatArray, Generation, ModelInfo, Score, TokenArray
+from .results import FloatArray, Generation, ModelInfo, RequestInfo, Score, TokenArray
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -56,6 +56,8 @@ class GenerateOptions(TypedDict, total=False):
     """Do not stop at the model's end-of-text tokens."""
     logprobs: int
     """Return each token's log-probability, and this many alternatives (0: none)."""
+    no_cache: bool
+    """Neither use nor keep the keys and values of a common beginning."""
     timeout_ms: int
     """Stop after this time with finish_reason "timeout"."""
     store: Key
@@ -71,11 +73,11 @@ def load(
     *,
     context: int | None = None,
     kv_memory: int | None = None,
-) -> Command[ModelInfo | None]:
+) -> Command[ModelInfo]:
     args: list[Argument] = ["INFER.MODEL", "LOAD", name, os.fspath(path)]
     _put(args, "CONTEXT", context)
     _put(args, "KVMEMORY", kv_memory)
-    return Command(tuple(args), lambda reply: None if _is_status(reply) else as_info(reply))
+    return Command(tuple(args), as_info)
 
 
 def unload(name: str) -> Command[None]:
@@ -114,6 +116,8 @@ def generate(
     if options.get("ignore_eos"):
         args.append("IGNOREEOS")
     _put(args, "LOGPROBS", options.get("logprobs"))
+    if options.get("no_cache"):
+        args.append("NOCACHE")
     _put(args, "TIMEOUT", options.get("timeout_ms"))
     _put(args, "STORE", options.get("store"))
     return Command(tuple(args), _parse_generation)
@@ -125,6 +129,14 @@ def score(
     args: list[Argument] = ["INFER.SCORE", model, *_prompt(keys, tokens)]
     _put(args, "TOP", top)
     return Command(tuple(args), _parse_score)
+
+
+def requests() -> Command[list[RequestInfo]]:
+    return Command(("INFER.REQUESTS",), lambda reply: [as_info(entry) for entry in reply])
+
+
+def cancel(request_id: int) -> Command[bool]:
+    return Command(("INFER.CANCEL", request_id), bool)
 
 
 # ---- token keys ----
@@ -198,16 +210,12 @@ def as_map(reply: Any) -> dict[str, Any]:
     return {_text(name): value for name, value in pairs}
 
 
-def as_info(reply: Any) -> ModelInfo:
+def as_info(reply: Any) -> dict[str, Any]:
     """A map whose values are numbers and text."""
     return {
         name: _text(value) if isinstance(value, bytes) else value
         for name, value in as_map(reply).items()
     }
-
-
-def _is_status(reply: Any) -> bool:
-    return isinstance(reply, (bytes, str, bool))
 
 
 def _text(value: bytes | str) -> str:

@@ -17,6 +17,10 @@ ModelInfo = dict[str, Any]
 """A model's properties, by the names that INFER.MODEL INFO gives them."""
 
 
+RequestInfo = dict[str, Any]
+"""A request under way, by the names that INFER.REQUESTS gives its properties."""
+
+
 @dataclass(frozen=True, eq=False)
 class Generation:
     """The reply of INFER.GENERATE."""

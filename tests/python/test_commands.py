@@ -60,13 +60,14 @@ def test_every_option_becomes_its_own_words() -> None:
         stop=["\n", "END"],
         ignore_eos=True,
         logprobs=0,
+        no_cache=True,
         timeout_ms=100,
         store="out",
     )
     assert command.args[4:] == (
         *("MAXTOKENS", 5, "TEMPERATURE", 0.5, "TOPK", 40, "TOPP", 0.9, "MINP", 0.05),
         *("REPEAT", 1.1, "SEED", 0, "STOP", 2, "\n", "END", "IGNOREEOS"),
-        *("LOGPROBS", 0, "TIMEOUT", 100, "STORE", "out"),
+        *("LOGPROBS", 0, "NOCACHE", "TIMEOUT", 100, "STORE", "out"),
     )
 
 
