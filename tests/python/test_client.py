@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -244,9 +245,12 @@ def test_a_server_without_the_module_is_explained(tmp_path: Path) -> None:
             keep = [n for n in lines if not n.startswith(("loadmodule", "infer."))]
             return "\n".join(keep) + "\n"
 
-    with Plain(model_dir=tmp_path) as server, server.client() as client:
-        with pytest.raises(ModuleMissingError, match=r"redis_infer\.module_path"):
-            Infer(client).models()
+    with (
+        Plain(model_dir=tmp_path) as server,
+        server.client() as client,
+        pytest.raises(ModuleMissingError, match=r"redis_infer\.module_path"),
+    ):
+        Infer(client).models()
 
 
 def test_the_wrong_kind_of_client_is_named(server: Server) -> None:
@@ -316,24 +320,17 @@ async def test_cancelling_the_task_cancels_the_request(
         infer = AsyncInfer(client)
         options: Any = {"max_tokens": 4000, "ignore_eos": True, "timeout_ms": 20_000}
         task = asyncio.create_task(infer.generate("smol", prompt, **options))
-        async with (
-            asyncio.timeout_at(asyncio.get_running_loop().time() + 10)
-            if hasattr(asyncio, "timeout_at")
-            else _no_timeout()
-        ):
-            while not await infer.requests():
+
+        async def requests_are(there: bool) -> None:
+            while bool(await infer.requests()) != there:
                 await asyncio.sleep(0.01)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            while await infer.requests():
-                await asyncio.sleep(0.01)
+
+        await asyncio.wait_for(requests_are(True), 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(requests_are(False), 10)
         assert await client.ping()
-
-
-class _no_timeout:  # noqa: N801 -- Python 3.10 has no asyncio.timeout_at
-    async def __aenter__(self) -> None: ...
-    async def __aexit__(self, *_: object) -> None: ...
 
 
 def test_a_request_can_be_cancelled_by_another_client(
@@ -386,9 +383,7 @@ def test_a_model_is_loaded_listed_and_unloaded(infer: Infer, model_path: Path) -
 
 
 def test_an_old_redis_will_do(model_path: Path) -> None:
-    """Whatever redis-server of the distribution is on PATH, if it is another than the bundled one."""
-    import shutil
-
+    """The distribution's redis-server, where PATH has another than the bundled one."""
     other = shutil.which("redis-server")
     if other is None or Path(other) == find_redis_server():
         pytest.skip("there is only one redis-server on this machine")
