@@ -32,9 +32,10 @@ static void reply_model(RedisModuleCtx *ctx, const struct model_entry *m)
     const struct hparams *hp = &model->hp;
     struct llm_stats stats;
     llm_get_stats(m->engine, &stats);
-    RedisModule_ReplyWithMap(ctx, 22);
+    RedisModule_ReplyWithMap(ctx, 23);
     reply_field_text(ctx, "name", m->name);
     reply_field_text(ctx, "state", model_state_name(m->state));
+    reply_field_text(ctx, "path", m->path);
     reply_field_text(ctx, "architecture", hp->architecture);
     reply_field_text(ctx, "title", hp->name);
     reply_field_text(ctx, "quantization", model_quantization(model));

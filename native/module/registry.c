@@ -57,6 +57,7 @@ static void take_off(struct model_entry *m)
     struct model_entry **p = &registry.models;
     while (*p != m) p = &(*p)->next;
     *p = m->next;
+    free(m->path);
     free(m);
 }
 
@@ -132,13 +133,15 @@ int registry_finish_load(struct model_entry *m, const char *model_dir, const cha
     struct engine *e = NULL;
     if (model_path_resolve(model_dir, path, resolved, err) == 0 && need_runtime(c->kernels, err) == 0)
         e = llm_load(resolved, c, err);
+    char *kept = e ? strdup(resolved) : NULL;
 
     /* Not under the lock: the conductor may be in a step. */
     if (e) runtime_add(registry.runtime, e);
     lock();
-    bool usable = e && !registry.stopping;
+    bool usable = kept && !registry.stopping;
     if (usable) {
         m->engine = e;
+        m->path = kept;
         m->state = MODEL_READY;
     } else {
         take_off(m);
@@ -147,7 +150,8 @@ int registry_finish_load(struct model_entry *m, const char *model_dir, const cha
     if (e && !usable) {
         runtime_remove(registry.runtime, e);
         e->ops->free(e);
-        infer_fail(err, INFER_ERR, "the server is shutting down");
+        infer_fail(err, INFER_ERR, kept ? "the server is shutting down" : "out of memory");
+        free(kept);
     }
     return usable ? 0 : -1;
 }

@@ -23,6 +23,7 @@ struct model_entry {
     char name[MODEL_NAME_MAX + 1];
     enum model_state state;
     struct engine *engine; /* while READY */
+    char *path;            /* of its file, resolved; while READY */
     /* the registry's own */
     int uses;
     struct model_entry *next;

@@ -7,6 +7,7 @@ that it starts for itself, or with ``--url`` in one that runs already.
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -445,7 +446,10 @@ def _file_for(given: str) -> Path:
 
 
 def _name_for(given: str) -> str:
-    return given if given in models.KNOWN_MODELS else Path(given).stem
+    """The model's name in the server: the known one, or what is allowed of the file's."""
+    if given in models.KNOWN_MODELS:
+        return given
+    return re.sub(r"[^A-Za-z0-9._-]", "-", Path(given).stem)[:64]
 
 
 def _pull(name: str) -> Path:
