@@ -391,7 +391,7 @@ bool llm_step(struct engine *engine, struct pool *pool)
 
     plan(e);
     gather(e);
-    e->logits = decoder_forward(e->decoder, pool, e->batch, e->n_batch);
+    if (e->n_batch > 0) e->logits = decoder_forward(e->decoder, pool, e->batch, e->n_batch);
     if (e->n_rows > 1) pool_run(pool, pick_some, e);
     else if (e->n_rows == 1) pick_row(e, 0);
     deliver(e);
