@@ -2,16 +2,16 @@
  * conversions, and the scalar dequantization of every supported type.
  *
  * Written for exactness: this is what kernels are compared with, and what
- * reads an embedding row. Each dequantizer states its block's layout, and its
- * float operations are those of the format's definition in its order (one product,
- * one sum, each rounded once), so the result is bit-equal to
- * gguf.quants.dequantize. All multi-byte fields are little-endian, as is
- * every machine that this library is built for.
+ * reads an embedding row. The float operations are those of the format's definition in
+ * its order (one product, one sum, each rounded once), so the result is bit-equal to
+ * gguf.quants.dequantize.
  *
  * Pure functions: no state, any thread; all memory is the caller's. */
 #include "quant.h"
 
 #include <string.h>
+
+#include "blocks.h"
 
 /* Elements of a block of the K types ("super-block"), and of the older ones. */
 enum { QK_K = 256, QK = 32 };
@@ -22,20 +22,20 @@ static const struct tensor_type_info types[TYPE_COUNT] = {
     [TYPE_F32] = {"F32", 1, 4},
     [TYPE_F16] = {"F16", 1, 2},
     [TYPE_BF16] = {"BF16", 1, 2},
-    [TYPE_Q4_0] = {"Q4_0", QK, 2 + QK / 2},
-    [TYPE_Q4_1] = {"Q4_1", QK, 4 + QK / 2},
-    [TYPE_Q5_0] = {"Q5_0", QK, 2 + 4 + QK / 2},
-    [TYPE_Q5_1] = {"Q5_1", QK, 4 + 4 + QK / 2},
-    [TYPE_Q8_0] = {"Q8_0", QK, 2 + QK},
-    [TYPE_Q2_K] = {"Q2_K", QK_K, QK_K / 16 + QK_K / 4 + 4},
-    [TYPE_Q3_K] = {"Q3_K", QK_K, QK_K / 8 + QK_K / 4 + 12 + 2},
-    [TYPE_Q4_K] = {"Q4_K", QK_K, 4 + 12 + QK_K / 2},
-    [TYPE_Q5_K] = {"Q5_K", QK_K, 4 + 12 + QK_K / 8 + QK_K / 2},
-    [TYPE_Q6_K] = {"Q6_K", QK_K, QK_K / 2 + QK_K / 4 + QK_K / 16 + 2},
+    [TYPE_Q4_0] = {"Q4_0", QK, sizeof(struct block_q4_0)},
+    [TYPE_Q4_1] = {"Q4_1", QK, sizeof(struct block_q4_1)},
+    [TYPE_Q5_0] = {"Q5_0", QK, sizeof(struct block_q5_0)},
+    [TYPE_Q5_1] = {"Q5_1", QK, sizeof(struct block_q5_1)},
+    [TYPE_Q8_0] = {"Q8_0", QK, sizeof(struct block_q8_0)},
+    [TYPE_Q2_K] = {"Q2_K", QK_K, sizeof(struct block_q2_K)},
+    [TYPE_Q3_K] = {"Q3_K", QK_K, sizeof(struct block_q3_K)},
+    [TYPE_Q4_K] = {"Q4_K", QK_K, sizeof(struct block_q4_K)},
+    [TYPE_Q5_K] = {"Q5_K", QK_K, sizeof(struct block_q5_K)},
+    [TYPE_Q6_K] = {"Q6_K", QK_K, sizeof(struct block_q6_K)},
 };
 
 /* The numbers that GGUF files may hold besides, so that a refusal can name
- * them. 4, 5 and 31 to 38 are types that the format once had. */
+ * them. 4, 5, 31 to 33 and 36 to 38 are types that the format once had. */
 static const char *const other_names[] = {
     [4] = "Q4_2",         [5] = "Q4_3",         [9] = "Q8_1",         [15] = "Q8_K",    [16] = "IQ2_XXS",
     [17] = "IQ2_XS",      [18] = "IQ3_XXS",     [19] = "IQ1_S",       [20] = "IQ4_NL",  [21] = "IQ3_S",
@@ -119,208 +119,182 @@ float bf16_to_f32(uint16_t h)
     return float_of_bits((uint32_t)h << 16);
 }
 
-/* ---- dequantization: one function per type, n a multiple of its block ---- */
+/* ---- dequantization: one function per type, n a multiple of its block ----
+ *
+ * The layouts are those of blocks.h, and so is the meaning of "half" and "quarter". */
 
-static uint16_t load_u16(const uint8_t *p)
+static void dequantize_f32(const void *row, float *y, int64_t n)
 {
-    return (uint16_t)(p[0] | p[1] << 8);
+    memcpy(y, row, (size_t)n * sizeof *y);
 }
 
-static uint32_t load_u32(const uint8_t *p)
+static void dequantize_f16(const void *row, float *y, int64_t n)
 {
-    return (uint32_t)load_u16(p) | (uint32_t)load_u16(p + 2) << 16;
+    const uint8_t *p = row;
+    for (int64_t i = 0; i < n; i++) y[i] = f16_to_f32(load_u16(p + 2 * i));
 }
 
-static float load_f16(const uint8_t *p)
+static void dequantize_bf16(const void *row, float *y, int64_t n)
 {
-    return f16_to_f32(load_u16(p));
-}
-
-static void dequantize_f32(const uint8_t *p, float *y, int64_t n)
-{
-    memcpy(y, p, (size_t)n * sizeof *y);
-}
-
-static void dequantize_f16(const uint8_t *p, float *y, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++) y[i] = load_f16(p + 2 * i);
-}
-
-static void dequantize_bf16(const uint8_t *p, float *y, int64_t n)
-{
+    const uint8_t *p = row;
     for (int64_t i = 0; i < n; i++) y[i] = bf16_to_f32(load_u16(p + 2 * i));
 }
 
-/* Block of 32: f16 d; 16 bytes, low nibbles elements 0-15, high nibbles 16-31. w = d * (q - 8) */
-static void dequantize_q4_0(const uint8_t *p, float *y, int64_t n)
+static float load_f16(const uint8_t field[2])
 {
-    for (; n > 0; n -= QK, y += QK, p += 2 + QK / 2) {
-        float d = load_f16(p);
+    return f16_to_f32(load_u16(field));
+}
+
+static void dequantize_q4_0(const void *row, float *y, int64_t n)
+{
+    for (const struct block_q4_0 *b = row; n > 0; n -= QK, y += QK, b++) {
+        float d = load_f16(b->d);
         for (int i = 0; i < QK / 2; i++) {
-            y[i] = d * (float)((p[2 + i] & 15) - 8);
-            y[i + QK / 2] = d * (float)((p[2 + i] >> 4) - 8);
+            y[i] = d * (float)((b->nibbles[i] & 15) - 8);
+            y[i + QK / 2] = d * (float)((b->nibbles[i] >> 4) - 8);
         }
     }
 }
 
-/* Block of 32: f16 d, f16 m; nibbles as Q4_0. w = d * q + m */
-static void dequantize_q4_1(const uint8_t *p, float *y, int64_t n)
+static void dequantize_q4_1(const void *row, float *y, int64_t n)
 {
-    for (; n > 0; n -= QK, y += QK, p += 4 + QK / 2) {
-        float d = load_f16(p), m = load_f16(p + 2);
+    for (const struct block_q4_1 *b = row; n > 0; n -= QK, y += QK, b++) {
+        float d = load_f16(b->d), m = load_f16(b->m);
         for (int i = 0; i < QK / 2; i++) {
-            y[i] = d * (float)(p[4 + i] & 15) + m;
-            y[i + QK / 2] = d * (float)(p[4 + i] >> 4) + m;
+            y[i] = d * (float)(b->nibbles[i] & 15) + m;
+            y[i + QK / 2] = d * (float)(b->nibbles[i] >> 4) + m;
         }
     }
 }
 
-/* Block of 32: f16 d; u32 whose bit i is the fifth bit of element i; nibbles as Q4_0. w = d * (q - 16) */
-static void dequantize_q5_0(const uint8_t *p, float *y, int64_t n)
+/* The five bits of elements i and i + 16 of Q5_0 and Q5_1, i < 16. */
+static void five_bits(const uint8_t nibbles[QK / 2], uint32_t high, int i, int *first, int *second)
 {
-    for (; n > 0; n -= QK, y += QK, p += 6 + QK / 2) {
-        float d = load_f16(p);
-        uint32_t high = load_u32(p + 2);
+    *first = (nibbles[i] & 15) | (int)(high >> i & 1) << 4;
+    *second = nibbles[i] >> 4 | (int)(high >> (i + QK / 2) & 1) << 4;
+}
+
+static void dequantize_q5_0(const void *row, float *y, int64_t n)
+{
+    for (const struct block_q5_0 *b = row; n > 0; n -= QK, y += QK, b++) {
+        float d = load_f16(b->d);
+        uint32_t high = load_u32(b->high);
         for (int i = 0; i < QK / 2; i++) {
-            int q0 = (p[6 + i] & 15) | (int)(high >> i & 1) << 4;
-            int q1 = p[6 + i] >> 4 | (int)(high >> (i + QK / 2) & 1) << 4;
-            y[i] = d * (float)(q0 - 16);
-            y[i + QK / 2] = d * (float)(q1 - 16);
+            int first, second;
+            five_bits(b->nibbles, high, i, &first, &second);
+            y[i] = d * (float)(first - 16);
+            y[i + QK / 2] = d * (float)(second - 16);
         }
     }
 }
 
-/* Block of 32: f16 d, f16 m; fifth bits and nibbles as Q5_0. w = d * q + m */
-static void dequantize_q5_1(const uint8_t *p, float *y, int64_t n)
+static void dequantize_q5_1(const void *row, float *y, int64_t n)
 {
-    for (; n > 0; n -= QK, y += QK, p += 8 + QK / 2) {
-        float d = load_f16(p), m = load_f16(p + 2);
-        uint32_t high = load_u32(p + 4);
+    for (const struct block_q5_1 *b = row; n > 0; n -= QK, y += QK, b++) {
+        float d = load_f16(b->d), m = load_f16(b->m);
+        uint32_t high = load_u32(b->high);
         for (int i = 0; i < QK / 2; i++) {
-            int q0 = (p[8 + i] & 15) | (int)(high >> i & 1) << 4;
-            int q1 = p[8 + i] >> 4 | (int)(high >> (i + QK / 2) & 1) << 4;
-            y[i] = d * (float)q0 + m;
-            y[i + QK / 2] = d * (float)q1 + m;
+            int first, second;
+            five_bits(b->nibbles, high, i, &first, &second);
+            y[i] = d * (float)first + m;
+            y[i + QK / 2] = d * (float)second + m;
         }
     }
 }
 
-/* Block of 32: f16 d; 32 int8. w = d * q */
-static void dequantize_q8_0(const uint8_t *p, float *y, int64_t n)
+static void dequantize_q8_0(const void *row, float *y, int64_t n)
 {
-    for (; n > 0; n -= QK, y += QK, p += 2 + QK) {
-        float d = load_f16(p);
-        for (int i = 0; i < QK; i++) y[i] = d * (float)(int8_t)p[2 + i];
+    for (const struct block_q8_0 *b = row; n > 0; n -= QK, y += QK, b++) {
+        float d = load_f16(b->d);
+        for (int i = 0; i < QK; i++) y[i] = d * (float)b->q[i];
     }
 }
 
-/* In the K types below, element e of the 256 belongs to group e/32. Two-bit
- * fields of groups 0-3 share 32 bytes (bits 0-1, 2-3, 4-5, 6-7), those of groups 4-7 the next
- * 32; nibbles of groups 0 and 1 share 32 bytes, and so on. */
+/* Sub-block j of 16 in a super-block: where its elements' bits lie. */
+struct sixteen {
+    int half, quarter; /* of the half */
+    int first;         /* its first element's place in the quarter: 0 or 16 */
+};
 
-/* 16 bytes: scale (low nibble) and minimum (high) of each sixteen elements; 64 bytes of
- * two-bit q; f16 d, f16 dmin. w = (d * scale) * q - dmin * minimum */
-static void dequantize_q2_k(const uint8_t *p, float *y, int64_t n)
+static struct sixteen sixteen(int j)
 {
-    for (; n > 0; n -= QK_K, y += QK_K, p += 84) {
-        const uint8_t *scales = p, *qs = p + 16;
-        float d = load_f16(p + 80), dmin = load_f16(p + 82);
-        for (int s = 0; s < 16; s++) {
-            float dl = d * (float)(scales[s] & 15), ml = dmin * (float)(scales[s] >> 4);
-            int group = s / 2;
-            const uint8_t *q = qs + group / 4 * 32 + s % 2 * 16;
-            for (int i = 0; i < 16; i++) y[16 * s + i] = dl * (float)(q[i] >> 2 * (group % 4) & 3) - ml;
+    return (struct sixteen){.half = j / 8, .quarter = j / 2 % 4, .first = j % 2 * 16};
+}
+
+static void dequantize_q2_k(const void *row, float *y, int64_t n)
+{
+    for (const struct block_q2_K *b = row; n > 0; n -= QK_K, y += QK_K, b++) {
+        float d = load_f16(b->d), dmin = load_f16(b->dmin);
+        for (int j = 0; j < 16; j++) {
+            struct sixteen s = sixteen(j);
+            float scale = d * (float)(b->scales[j] & 15), min = dmin * (float)(b->scales[j] >> 4);
+            const uint8_t *pairs = b->pairs + 32 * s.half + s.first;
+            for (int i = 0; i < 16; i++) y[16 * j + i] = scale * (float)(pairs[i] >> 2 * s.quarter & 3) - min;
         }
     }
 }
 
-/* 32 bytes: bit g of byte i is the third bit of element i of group g, and takes 4 away
- * where it is clear; 64 bytes of two-bit q; 12 bytes of sixteen 6-bit scales (the low four
- * bits as nibbles of bytes 0-7, first the low ones, then the high; the upper two in bytes 8-11); f16 d.
- * w = (d * (scale - 32)) * q */
-static void dequantize_q3_k(const uint8_t *p, float *y, int64_t n)
+static void dequantize_q3_k(const void *row, float *y, int64_t n)
 {
-    for (; n > 0; n -= QK_K, y += QK_K, p += 110) {
-        const uint8_t *high = p, *qs = p + 32, *scales = p + 96;
-        float d = load_f16(p + 108);
-        for (int s = 0; s < 16; s++) {
-            int scale = (scales[s % 8] >> 4 * (s / 8) & 15) | (scales[8 + s % 4] >> 2 * (s / 4) & 3) << 4;
-            float dl = d * (float)(scale - 32);
-            int group = s / 2, in_group = s % 2 * 16;
-            const uint8_t *q = qs + group / 4 * 32 + in_group;
+    for (const struct block_q3_K *b = row; n > 0; n -= QK_K, y += QK_K, b++) {
+        float d = load_f16(b->d);
+        int8_t scales[16];
+        q3_K_scales(scales, b->scales);
+        for (int j = 0; j < 16; j++) {
+            struct sixteen s = sixteen(j);
+            float scale = d * (float)scales[j];
+            const uint8_t *pairs = b->pairs + 32 * s.half + s.first, *high = b->high + s.first;
             for (int i = 0; i < 16; i++) {
-                int low = q[i] >> 2 * (group % 4) & 3;
-                int minus = high[in_group + i] >> group & 1 ? 0 : 4;
-                y[16 * s + i] = dl * (float)(low - minus);
+                int q = (pairs[i] >> 2 * s.quarter & 3) | (high[i] >> (4 * s.half + s.quarter) & 1) << 2;
+                y[16 * j + i] = scale * (float)(q - 4);
             }
         }
     }
 }
 
-/* The 6-bit scale and minimum of group g of Q4_K and Q5_K, packed in 12
- * bytes: those of groups 0-3 are the low six bits of bytes 0-3 and 4-7; those of groups
- * 4-7 have their low four bits in bytes 8-11 and their upper two in the top bits of bytes 0-7. */
-static void scale_min(const uint8_t *packed, int g, int *scale, int *min)
+static void dequantize_q4_k(const void *row, float *y, int64_t n)
 {
-    if (g < 4) {
-        *scale = packed[g] & 63;
-        *min = packed[g + 4] & 63;
-    } else {
-        *scale = (packed[g + 4] & 15) | (packed[g - 4] >> 6) << 4;
-        *min = packed[g + 4] >> 4 | (packed[g] >> 6) << 4;
-    }
-}
-
-/* f16 d, f16 dmin; 12 bytes of scales and minimums; 128 bytes of nibbles.
- * w = (d * scale) * q - dmin * minimum */
-static void dequantize_q4_k(const uint8_t *p, float *y, int64_t n)
-{
-    for (; n > 0; n -= QK_K, y += QK_K, p += 144) {
-        float d = load_f16(p), dmin = load_f16(p + 2);
-        for (int g = 0; g < 8; g++) {
-            int scale, min;
-            scale_min(p + 4, g, &scale, &min);
-            float dl = d * (float)scale, ml = dmin * (float)min;
-            const uint8_t *q = p + 16 + g / 2 * 32;
-            for (int i = 0; i < 32; i++) y[32 * g + i] = dl * (float)(q[i] >> 4 * (g % 2) & 15) - ml;
+    for (const struct block_q4_K *b = row; n > 0; n -= QK_K, y += QK_K, b++) {
+        float d = load_f16(b->d), dmin = load_f16(b->dmin);
+        uint8_t scales[16]; /* eight scales, eight minimums */
+        q4_K_scales(scales, b->scales);
+        for (int j = 0; j < 8; j++) {
+            float scale = d * (float)scales[j], min = dmin * (float)scales[8 + j];
+            const uint8_t *nibbles = b->nibbles + 32 * (j / 2);
+            for (int i = 0; i < 32; i++) y[32 * j + i] = scale * (float)(nibbles[i] >> 4 * (j % 2) & 15) - min;
         }
     }
 }
 
-/* As Q4_K, with 32 bytes before the nibbles: bit g of byte i is the fifth bit of element i of group g. */
-static void dequantize_q5_k(const uint8_t *p, float *y, int64_t n)
+static void dequantize_q5_k(const void *row, float *y, int64_t n)
 {
-    for (; n > 0; n -= QK_K, y += QK_K, p += 176) {
-        float d = load_f16(p), dmin = load_f16(p + 2);
-        const uint8_t *high = p + 16;
-        for (int g = 0; g < 8; g++) {
-            int scale, min;
-            scale_min(p + 4, g, &scale, &min);
-            float dl = d * (float)scale, ml = dmin * (float)min;
-            const uint8_t *q = p + 48 + g / 2 * 32;
+    for (const struct block_q5_K *b = row; n > 0; n -= QK_K, y += QK_K, b++) {
+        float d = load_f16(b->d), dmin = load_f16(b->dmin);
+        uint8_t scales[16];
+        q4_K_scales(scales, b->scales);
+        for (int j = 0; j < 8; j++) {
+            float scale = d * (float)scales[j], min = dmin * (float)scales[8 + j];
+            const uint8_t *nibbles = b->nibbles + 32 * (j / 2);
             for (int i = 0; i < 32; i++) {
-                int v = (q[i] >> 4 * (g % 2) & 15) | (high[i] >> g & 1) << 4;
-                y[32 * g + i] = dl * (float)v - ml;
+                int q = (nibbles[i] >> 4 * (j % 2) & 15) | (b->high[i] >> j & 1) << 4;
+                y[32 * j + i] = scale * (float)q - min;
             }
         }
     }
 }
 
-/* 128 bytes of nibbles (each half of the block: 64 bytes, low nibbles groups 0-1, high
- * nibbles groups 2-3 of that half); 64 bytes of the upper two bits; 16 int8 scales, one for each sixteen
- * elements; f16 d. w = (d * scale) * (q - 32) */
-static void dequantize_q6_k(const uint8_t *p, float *y, int64_t n)
+static void dequantize_q6_k(const void *row, float *y, int64_t n)
 {
-    for (; n > 0; n -= QK_K, y += QK_K, p += 210) {
-        float d = load_f16(p + 208);
-        for (int s = 0; s < 16; s++) {
-            float dl = d * (float)(int8_t)p[192 + s];
-            int half = s / 8, group = s / 2 % 4, in_group = s % 2 * 16;
-            const uint8_t *low = p + half * 64 + group % 2 * 32 + in_group;
-            const uint8_t *high = p + 128 + half * 32 + in_group;
+    for (const struct block_q6_K *b = row; n > 0; n -= QK_K, y += QK_K, b++) {
+        float d = load_f16(b->d);
+        for (int j = 0; j < 16; j++) {
+            struct sixteen s = sixteen(j);
+            float scale = d * (float)b->scales[j];
+            const uint8_t *nibbles = b->nibbles + 64 * s.half + 32 * (s.quarter % 2) + s.first;
+            const uint8_t *pairs = b->pairs + 32 * s.half + s.first;
             for (int i = 0; i < 16; i++) {
-                int q = (low[i] >> 4 * (group / 2) & 15) | (high[i] >> 2 * group & 3) << 4;
-                y[16 * s + i] = dl * (float)(q - 32);
+                int q = (nibbles[i] >> 4 * (s.quarter / 2) & 15) | (pairs[i] >> 2 * s.quarter & 3) << 4;
+                y[16 * j + i] = scale * (float)(q - 32);
             }
         }
     }

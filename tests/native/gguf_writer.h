@@ -168,6 +168,7 @@ struct random_model {
     bool tied;         /* no output.weight */
     bool qkv_bias, o_bias;
     bool rope_freqs;   /* rope_freqs.weight, factors 1..8 */
+    bool no_vocab;     /* the caller puts the tokenizer's keys */
     uint64_t seed;
 };
 
@@ -313,7 +314,7 @@ static inline void random_model_put(struct gguf_writer *w, const struct random_m
     if (o->v_dim) gw_u32(w, KEY("attention.value_length"), (uint32_t)o->v_dim);
     if (o->n_rot) gw_u32(w, KEY("rope.dimension_count"), (uint32_t)o->n_rot);
 #undef KEY
-    random_model_vocab(w, o->n_vocab);
+    if (!o->no_vocab) random_model_vocab(w, o->n_vocab);
 
     random_matrix(w, "token_embd.weight", o->embedding_type, o->n_vocab, o->n_embd, 1.0f, &seed);
     if (!o->tied) random_matrix(w, "output.weight", o->embedding_type, o->n_vocab, o->n_embd, embd_std, &seed);
