@@ -387,7 +387,7 @@ struct gguf *gguf_open(const char *path, struct infer_error *err)
     const void *data = platform_map_file(path, &bytes);
     if (!data) {
         const char *why = errno == EINVAL ? "it is empty or no regular file" : strerror(errno);
-        infer_fail(err, INFER_ERR, "cannot open model file '%s': %s", path, why);
+        infer_fail(err, INFER_ERR, "cannot open model file '%.160s': %s", path, why);
         return NULL;
     }
     return open_bytes(data, bytes, true, err);
