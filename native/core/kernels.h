@@ -54,7 +54,7 @@ struct act {
 };
 
 struct kernels {
-    const char *name; /* "scalar", "avx2", "avx512", "neon" */
+    const char *name; /* "scalar", "avx2", "avxvnni", "avx512", "neon" */
 
     /* Fills row `row` of a (q, scale, sum, fsum) from a->x.
      * order, for each block of 32: amax = max|x|; scale = amax / 127; inv = 127 / amax;
@@ -142,6 +142,7 @@ extern const struct kernels kernels_scalar;
 /* Each kernel library defines one of these; the table's every entry is set (entries
  * that a library does not specialize repeat the scalar ones). NULL when this CPU cannot run it. */
 const struct kernels *kernels_avx2(void);
+const struct kernels *kernels_avxvnni(void); /* AVX2 with AVX-VNNI's byte products; same folder */
 const struct kernels *kernels_avx512(void);
 const struct kernels *kernels_neon(void);
 

@@ -22,8 +22,10 @@ static const struct entry entries[] = { /* best first */
     {"avx512", NULL},
 #endif
 #ifdef INFER_KERNELS_AVX2
+    {"avxvnni", kernels_avxvnni},
     {"avx2", kernels_avx2},
 #else
+    {"avxvnni", NULL},
     {"avx2", NULL},
 #endif
 #ifdef INFER_KERNELS_NEON
@@ -66,7 +68,7 @@ const struct kernels *kernels_by_name(const char *name, const char **why)
         if (!k) *why = "this processor lacks the instructions that they need";
         return k;
     }
-    *why = "unknown kernels: use scalar, avx2, avx512 or neon";
+    *why = "unknown kernels: use scalar, avx2, avxvnni, avx512 or neon";
     return NULL;
 }
 

@@ -1,0 +1,68 @@
+/* What the files of the AVX2 kernels share: declarations only, so that the
+ * table, which includes this, can be compiled for any x86-64. */
+#ifndef INFER_AVX2_H
+#define INFER_AVX2_H
+
+#include "kernels.h"
+
+/* ---- quantized types ----
+ *
+ * A tile is ROW_TILE weight rows side by side, lane = row (two registers of eight).
+ * One or a few rows of activations are multiplied while the tile unpacks, in registers (matvec);
+ * more of them share a tile that was packed into L1 first (pack, matmul). Both give the same
+ * bits, so where one takes over from the other is a matter of speed alone. */
+
+enum { AVX2_SLAB = 1024 }; /* elements of a row that are packed at a time: 24 KB in all */
+
+/* A slab of a tile as the multiplication reads it. */
+struct avx2_packed {
+    uint8_t q[AVX2_SLAB / 4][ROW_TILE][4];      /* unsigned, the format's zero not taken off */
+    float d[AVX2_SLAB / 16][ROW_TILE];          /* by sub-block */
+    float m[AVX2_SLAB / 16][ROW_TILE];
+};
+
+/* Packs n_blocks blocks of the eight rows p, p+stride, ... into rows 8*half .. of the tile. */
+typedef void avx2_pack_fn(struct avx2_packed *dst, int half, const uint8_t *p, size_t stride, int n_blocks);
+
+struct avx2_format {
+    int block, sub;     /* elements */
+    int bits;           /* of an unsigned integer: 4 (or fewer), 5, 6 or 8 */
+    int zero;           /* what is to be taken off; 128 for Q8_0, whose integers pack does offset */
+    bool has_min;
+    size_t block_bytes;
+    avx2_pack_fn *pack;
+};
+
+extern const struct avx2_format avx2_formats[TYPE_COUNT];
+
+typedef void avx2_matmul_fn(const struct weight *w, int row0, int row1, const struct act *a, float *y,
+                            size_t ld_y, void *scratch);
+
+/* Any number of activation rows, by AVX2's own byte products or by AVX-VNNI's. */
+avx2_matmul_fn avx2_matmul_maddubs, avx2_matmul_vnni;
+/* One activation row, by type. NULL for types that are not quantized. */
+extern avx2_matmul_fn *const avx2_matvec_maddubs[TYPE_COUNT], *const avx2_matvec_vnni[TYPE_COUNT];
+
+enum { AVX2_MATVEC_MAX = 65536 }; /* longest row that matvec's scratch has room for */
+extern const size_t avx2_matmul_scratch, avx2_matvec_scratch, avx2_attend_scratch;
+
+/* ---- the rest ---- */
+
+avx2_matmul_fn avx2_matmul_f32, avx2_matmul_f16, avx2_matmul_bf16;
+
+void avx2_quantize(struct act *a, int row);
+void avx2_rmsnorm(float *y, const float *x, const float *w, int n, float eps);
+void avx2_layernorm(float *y, const float *x, const float *w, const float *b, int n, float eps);
+void avx2_add(float *y, const float *x, int n);
+void avx2_silu_mul(float *y, const float *gate, const float *up, int n);
+void avx2_gelu(float *y, const float *x, int n);
+void avx2_rope(float *x, const float *cos, const float *sin, int n_rot, bool neox);
+int avx2_argmax(const float *x, int n);
+void avx2_kv_store(uint16_t *k_page, uint16_t *v_page, const float *k, const float *v, int k_dim, int v_dim,
+                   int slot);
+void avx2_attend(const float *const *q, const int *n_keys, int n_q, int k_dim, int v_dim,
+                 const uint16_t *const *k_pages, const uint16_t *const *v_pages, float *m, float *l, float *acc,
+                 void *scratch);
+void avx2_attend_merge(float *m, float *l, float *acc, float m2, float l2, const float *acc2, int v_dim);
+
+#endif

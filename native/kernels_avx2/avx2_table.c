@@ -1,0 +1,95 @@
+/* The AVX2 kernel tables: whether this CPU runs them, and with which integer products.
+ *
+ * Compiled for any x86-64. The tables are built once and never change; any thread. */
+#include "avx2.h"
+
+#include <pthread.h>
+#include <stddef.h>
+
+/* The dispatch by number of activation rows. Where matvec stops paying was measured; the
+ * bits are the same either way. Matrices of fewer than eight rows are too narrow for a register. */
+static void matmul(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
+                   void *scratch, avx2_matmul_fn *const *matvec, avx2_matmul_fn *many)
+{
+    if (w->n_out < 8) {
+        kernels_scalar.matmul[w->type](w, row0, row1, a, y, ld_y, scratch);
+    } else if (a->n_rows == 1 && a->n <= AVX2_MATVEC_MAX) {
+        matvec[w->type](w, row0, row1, a, y, ld_y, scratch);
+    } else {
+        many(w, row0, row1, a, y, ld_y, scratch);
+    }
+}
+
+static void matmul_maddubs(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
+                           void *scratch)
+{
+    matmul(w, row0, row1, a, y, ld_y, scratch, avx2_matvec_maddubs, avx2_matmul_maddubs);
+}
+
+#ifdef INFER_HAVE_AVXVNNI
+static void matmul_vnni(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
+                        void *scratch)
+{
+    matmul(w, row0, row1, a, y, ld_y, scratch, avx2_matvec_vnni, avx2_matmul_vnni);
+}
+#endif
+
+static struct kernels avx2 = {
+    .name = "avx2",
+    .quantize = avx2_quantize,
+    .matmul = {[TYPE_F32] = avx2_matmul_f32, [TYPE_F16] = avx2_matmul_f16, [TYPE_BF16] = avx2_matmul_bf16},
+    .rmsnorm = avx2_rmsnorm,
+    .layernorm = avx2_layernorm,
+    .add = avx2_add,
+    .silu_mul = avx2_silu_mul,
+    .gelu = avx2_gelu,
+    .rope = avx2_rope,
+    .kv_store = avx2_kv_store,
+    .attend = avx2_attend,
+    .attend_merge = avx2_attend_merge,
+    .argmax = avx2_argmax,
+};
+static struct kernels avxvnni;
+static const struct kernels *usable_avx2, *usable_avxvnni;
+
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+static void set_quantized(struct kernels *k, avx2_matmul_fn *fn)
+{
+    for (int t = 0; t < TYPE_COUNT; t++)
+        if (avx2_matvec_maddubs[t]) k->matmul[t] = fn;
+}
+
+static void build_tables(void)
+{
+    /* These ask for the registers' support by the operating system too. */
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c") ||
+        !__builtin_cpu_supports("bmi2"))
+        return;
+    avx2.scratch_bytes = larger(larger(avx2_matmul_scratch, avx2_matvec_scratch),
+                                larger(avx2_attend_scratch, kernels_scalar.scratch_bytes));
+    set_quantized(&avx2, matmul_maddubs);
+    usable_avx2 = &avx2;
+#ifdef INFER_HAVE_AVXVNNI
+    if (!__builtin_cpu_supports("avxvnni")) return;
+    avxvnni = avx2;
+    avxvnni.name = "avxvnni";
+    set_quantized(&avxvnni, matmul_vnni);
+    usable_avxvnni = &avxvnni;
+#endif
+}
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+const struct kernels *kernels_avx2(void)
+{
+    pthread_once(&once, build_tables);
+    return usable_avx2;
+}
+
+const struct kernels *kernels_avxvnni(void)
+{
+    pthread_once(&once, build_tables);
+    return usable_avxvnni;
+}

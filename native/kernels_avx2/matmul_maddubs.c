@@ -1,0 +1,12 @@
+/* Prefill and batch kernels by AVX2's own byte products. Memory is the caller's; any thread. */
+#include "product_maddubs.h"
+
+#include "matmul_body.h"
+
+void avx2_matmul_maddubs(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
+                         void *scratch)
+{
+    matmul(w, row0, row1, a, y, ld_y, scratch);
+}
+
+const size_t avx2_matmul_scratch = sizeof(struct matmul_scratch);

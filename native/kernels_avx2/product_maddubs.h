@@ -1,0 +1,82 @@
+/* Sums of byte products without AVX-VNNI: template part of the matmul and matvec files.
+ *
+ * vpmaddubsw multiplies unsigned by signed bytes and adds pairs into 16 bits, saturating.
+ * With activations in -127..127 a pair is at most 2 * 127 * (2^bits - 1): 3810, 7874 and 16002 for 4, 5 and 6
+ * bits, so that 8, 4 and 2 of them can be added in 16 bits (below 32767)
+ * before vpmaddwd widens. 8-bit weights are made signed again and their sign moved to the
+ * activation: a pair is then at most 2 * 127 * 128 = 32512. */
+#ifndef INFER_AVX2_PRODUCT_H
+#define INFER_AVX2_PRODUCT_H
+
+#include <string.h>
+
+#include "simd.h"
+
+/* What dot_signed and dot_many leave to be taken off: Q8_0's offset is undone here. */
+enum { PRODUCT_Q8_ZERO = 0 };
+
+INLINE __m256i broadcast4(const int8_t *q)
+{
+    int32_t v;
+    memcpy(&v, q, sizeof v);
+    return _mm256_set1_epi32(v);
+}
+
+INLINE __m256i widen16(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
+
+/* acc + the products of sixteen elements: w[g] has elements 4g..4g+3 of each lane's row. */
+INLINE __m256i dot16(__m256i acc, const __m256i w[4], const int8_t *q, int bits)
+{
+    __m256i p0 = _mm256_maddubs_epi16(w[0], broadcast4(q)), p1 = _mm256_maddubs_epi16(w[1], broadcast4(q + 4));
+    __m256i p2 = _mm256_maddubs_epi16(w[2], broadcast4(q + 8)), p3 = _mm256_maddubs_epi16(w[3], broadcast4(q + 12));
+    p0 = _mm256_add_epi16(p0, p1);
+    p2 = _mm256_add_epi16(p2, p3);
+    if (bits <= 5) return _mm256_add_epi32(acc, widen16(_mm256_add_epi16(p0, p2)));
+    return _mm256_add_epi32(_mm256_add_epi32(acc, widen16(p0)), widen16(p2));
+}
+
+INLINE __m256i pair_signed(__m256i w, __m256i q)
+{
+    return widen16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(q, w)));
+}
+
+INLINE __m256i dot16_signed(__m256i acc, const __m256i w[4], const int8_t *q)
+{
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; g++) acc = _mm256_add_epi32(acc, pair_signed(w[g], broadcast4(q + 4 * g)));
+    return acc;
+}
+
+/* Adds a sub-block (sub elements) of a packed tile times n_t rows of q, ld apart, to acc. */
+INLINE void dot_tile(__m256i acc[][2], const uint8_t *w, const int8_t *q, size_t ld, int n_t, int sub, int bits)
+{
+    /* Products that are added in 16 bits before they are widened. */
+    const int n_groups = sub / 4, run = bits == 4 ? 8 : bits == 5 ? 4 : 2;
+    __m256i pairs[8][2];
+#pragma GCC unroll 8
+    for (int g = 0; g < n_groups; g++) {
+        __m256i w0 = _mm256_load_si256((const __m256i *)(w + 64 * g));
+        __m256i w1 = _mm256_load_si256((const __m256i *)(w + 64 * g + 32));
+        if (bits == 8) {
+            w0 = _mm256_xor_si256(w0, _mm256_set1_epi8((char)128));
+            w1 = _mm256_xor_si256(w1, _mm256_set1_epi8((char)128));
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < n_t; t++) {
+            __m256i b = broadcast4(q + (size_t)t * ld + 4 * g);
+            if (bits == 8) {
+                acc[t][0] = _mm256_add_epi32(acc[t][0], pair_signed(w0, b));
+                acc[t][1] = _mm256_add_epi32(acc[t][1], pair_signed(w1, b));
+                continue;
+            }
+            __m256i p0 = _mm256_maddubs_epi16(w0, b), p1 = _mm256_maddubs_epi16(w1, b);
+            pairs[t][0] = g % run == 0 ? p0 : _mm256_add_epi16(pairs[t][0], p0);
+            pairs[t][1] = g % run == 0 ? p1 : _mm256_add_epi16(pairs[t][1], p1);
+            if (g % run < run - 1 && g < n_groups - 1) continue;
+            acc[t][0] = _mm256_add_epi32(acc[t][0], widen16(pairs[t][0]));
+            acc[t][1] = _mm256_add_epi32(acc[t][1], widen16(pairs[t][1]));
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,52 @@
+/* Small AVX2 pieces that several kernels use. For files compiled with -mavx2 -mfma -mf16c. */
+#ifndef INFER_AVX2_SIMD_H
+#define INFER_AVX2_SIMD_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#include "kernels_math.h"
+
+/* The kernels are written as small functions with constant arguments, which must vanish into their caller. */
+#define INLINE static inline __attribute__((always_inline))
+
+/* kexp of kernels_math.h in each lane. */
+INLINE __m256 exp8(__m256 x)
+{
+    __m256 below = _mm256_cmp_ps(x, _mm256_set1_ps(KEXP_MIN), _CMP_LT_OQ);
+    x = _mm256_min_ps(_mm256_set1_ps(KEXP_MAX), x); /* in this order a NaN stays */
+    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(KEXP_LOG2E)),
+                               _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fmadd_ps(n, _mm256_set1_ps(-KEXP_LN2_HI), x);
+    r = _mm256_fmadd_ps(n, _mm256_set1_ps(-KEXP_LN2_LO), r);
+    __m256 p = _mm256_set1_ps(KEXP_C6);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(KEXP_C5));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(KEXP_C4));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(KEXP_C3));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(KEXP_C2));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(KEXP_C1));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(KEXP_C0));
+    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    p = _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+    return _mm256_andnot_ps(below, p);
+}
+
+/* lanes16 of kernels.h: lanes 0..7 in lo, 8..15 in hi. */
+INLINE float fold16(__m256 lo, __m256 hi)
+{
+    __m256 s8 = _mm256_add_ps(lo, hi);
+    __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+    __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+    return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
+}
+
+/* All ones in the lanes i < n, for n of any size. */
+INLINE __m256i lanes_below(int n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+/* 8 halves to floats. */
+INLINE __m256 load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+
+#endif

@@ -1,0 +1,354 @@
+/* Eight rows of each quantized format, unpacked side by side: lane = row.
+ *
+ * A template: the includer defines `struct sink` and its three functions first, and is handed, for a block of
+ * eight consecutive rows (p is the first row's block, stride the bytes from row to row):
+ *
+ *   put(s, j, part, w)        elements 16*part .. 16*part+15 of sub-block j, as unsigned
+ *                             integers (the format's zero not taken off): w[g] has elements 4g..4g+3
+ *                             of row i in the four bytes of lane i
+ *   put_signed(s, j, part, w) the same for Q8_0, whose integers are signed
+ *   scale(s, j, d, m)         the sub-block's d and m (zeros without a minimum) of each row;
+ *                             sub-blocks ascend, and all parts of j came before
+ *
+ * The work is in turning rows into lanes: 16 bytes of eight rows are a 4x4 transposition
+ * of 32-bit words in each half of the register, eight shuffles, done while the nibbles are
+ * still packed. What lies in whole words at the same place of a block (6-bit scales, fifth
+ * bits) comes out of the same transposition. No byte outside the block is read. */
+#ifndef INFER_AVX2_UNPACK8_H
+#define INFER_AVX2_UNPACK8_H
+
+#include "blocks.h"
+#include "simd.h"
+
+/* w[i] = 32-bit word i of the 16 bytes at p of rows 0..7. */
+INLINE void load_words(__m256i w[4], const uint8_t *p, size_t stride)
+{
+    __m256i r[4];
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 4; i++) {
+        __m128i low = _mm_loadu_si128((const __m128i *)(p + i * stride));
+        __m128i high = _mm_loadu_si128((const __m128i *)(p + (i + 4) * stride));
+        r[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+    }
+    __m256i a = _mm256_unpacklo_epi32(r[0], r[1]), b = _mm256_unpacklo_epi32(r[2], r[3]);
+    __m256i c = _mm256_unpackhi_epi32(r[0], r[1]), d = _mm256_unpackhi_epi32(r[2], r[3]);
+    w[0] = _mm256_unpacklo_epi64(a, b);
+    w[1] = _mm256_unpackhi_epi64(a, b);
+    w[2] = _mm256_unpacklo_epi64(c, d);
+    w[3] = _mm256_unpackhi_epi64(c, d);
+}
+
+/* The two halves-precision floats of each lane, low and high 16 bits. */
+INLINE void split_f16(__m256i pairs, __m256 *low, __m256 *high)
+{
+    const __m256i even_first = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,
+                                                0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+    __m256i v = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(pairs, even_first), 0xd8);
+    *low = _mm256_cvtph_ps(_mm256_castsi256_si128(v));
+    *high = _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1));
+}
+
+INLINE __m256 low_f16(__m256i pairs)
+{
+    __m256 low, high;
+    split_f16(pairs, &low, &high);
+    (void)high;
+    return low;
+}
+
+INLINE __m256 high_f16(__m256i pairs)
+{
+    __m256 low, high;
+    split_f16(pairs, &low, &high);
+    (void)low;
+    return high;
+}
+
+/* Byte i of each lane as a float. */
+INLINE __m256 byte_float(__m256i v, int i)
+{
+    return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(v, 8 * i), _mm256_set1_epi32(255)));
+}
+
+INLINE __m256 signed_byte_float(__m256i v, int i)
+{
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(v, 24 - 8 * i), 24));
+}
+
+INLINE __m256i shift_and(__m256i v, int right, int mask)
+{
+    return _mm256_and_si256(_mm256_srli_epi32(v, right), _mm256_set1_epi8((char)mask));
+}
+
+/* The low and the high nibbles of four words. */
+INLINE void split_nibbles(__m256i low[4], __m256i high[4], const __m256i w[4])
+{
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; g++) {
+        low[g] = shift_and(w[g], 0, 15);
+        high[g] = shift_and(w[g], 4, 15);
+    }
+}
+
+/* ---- blocks of 32 ---- */
+
+INLINE void unpack8_q4_0(struct sink *s, const uint8_t *p, size_t stride)
+{
+    __m256i head[4], w[4], low[4], high[4];
+    load_words(w, p + offsetof(struct block_q4_0, nibbles), stride);
+    split_nibbles(low, high, w);
+    put(s, 0, 0, low);
+    put(s, 0, 1, high);
+    load_words(head, p, stride);
+    scale(s, 0, low_f16(head[0]), _mm256_setzero_ps());
+}
+
+/* m of Q4_1 and Q5_1 is added in the format, taken off here: its sign bit is flipped. */
+INLINE void scale_added(struct sink *s, __m256i dm)
+{
+    __m256 d, m;
+    split_f16(dm, &d, &m);
+    scale(s, 0, d, _mm256_xor_ps(m, _mm256_set1_ps(-0.0f)));
+}
+
+INLINE void unpack8_q4_1(struct sink *s, const uint8_t *p, size_t stride)
+{
+    __m256i head[4], w[4], low[4], high[4];
+    load_words(head, p, stride);
+    load_words(w, p + offsetof(struct block_q4_1, nibbles), stride);
+    split_nibbles(low, high, w);
+    put(s, 0, 0, low);
+    put(s, 0, 1, high);
+    scale_added(s, head[0]);
+}
+
+/* Sets bit 4 of the bytes of w[g] by bits 16*part + 4g .. +3 of each lane of `bits`. */
+INLINE void add_fifth_bits(__m256i w[4], __m256i bits, int part)
+{
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; g++) {
+        int byte = 2 * part + g / 2;
+        __m256i spread = _mm256_setr_epi32(0x00000000, 0x04040404, 0x08080808, 0x0c0c0c0c,
+                                           0x00000000, 0x04040404, 0x08080808, 0x0c0c0c0c);
+        spread = _mm256_add_epi8(spread, _mm256_set1_epi8((char)byte));
+        __m256i select = _mm256_set1_epi32(g % 2 ? (int)0x80402010 : 0x08040201);
+        __m256i own = _mm256_and_si256(_mm256_shuffle_epi8(bits, spread), select);
+        __m256i set = _mm256_cmpeq_epi8(own, select);
+        w[g] = _mm256_or_si256(w[g], _mm256_and_si256(set, _mm256_set1_epi8(16)));
+    }
+}
+
+INLINE void unpack8_q5_0(struct sink *s, const uint8_t *p, size_t stride)
+{
+    __m256i head[4], w[4], low[4], high[4];
+    load_words(head, p, stride); /* d and the lower half of the fifth bits, their upper half */
+    load_words(w, p + offsetof(struct block_q5_0, nibbles), stride);
+    __m256i bits = _mm256_or_si256(_mm256_srli_epi32(head[0], 16), _mm256_slli_epi32(head[1], 16));
+    split_nibbles(low, high, w);
+    add_fifth_bits(low, bits, 0);
+    add_fifth_bits(high, bits, 1);
+    put(s, 0, 0, low);
+    put(s, 0, 1, high);
+    scale(s, 0, low_f16(head[0]), _mm256_setzero_ps());
+}
+
+INLINE void unpack8_q5_1(struct sink *s, const uint8_t *p, size_t stride)
+{
+    __m256i head[4], w[4], low[4], high[4];
+    load_words(head, p, stride); /* d and m, the fifth bits */
+    load_words(w, p + offsetof(struct block_q5_1, nibbles), stride);
+    split_nibbles(low, high, w);
+    add_fifth_bits(low, head[1], 0);
+    add_fifth_bits(high, head[1], 1);
+    put(s, 0, 0, low);
+    put(s, 0, 1, high);
+    scale_added(s, head[0]);
+}
+
+INLINE void unpack8_q8_0(struct sink *s, const uint8_t *p, size_t stride)
+{
+    __m256i head[4], w[4];
+    load_words(w, p + offsetof(struct block_q8_0, q), stride);
+    put_signed(s, 0, 0, w);
+    load_words(w, p + offsetof(struct block_q8_0, q) + 16, stride);
+    put_signed(s, 0, 1, w);
+    load_words(head, p, stride);
+    scale(s, 0, low_f16(head[0]), _mm256_setzero_ps());
+}
+
+/* ---- super-blocks of 256 ---- */
+
+/* The floats at the end of a block are the last word of its last 16 bytes. */
+INLINE __m256i last_word(const uint8_t *p, size_t stride, size_t block_bytes)
+{
+    __m256i w[4];
+    load_words(w, p + block_bytes - 16, stride);
+    return w[3];
+}
+
+INLINE void unpack8_q2_K(struct sink *s, const uint8_t *p, size_t stride)
+{
+    __m256i scales[4], w[2][4], q[4];
+    __m256 d, dmin;
+    split_f16(last_word(p, stride, sizeof(struct block_q2_K)), &d, &dmin);
+    load_words(scales, p + offsetof(struct block_q2_K, scales), stride);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+        load_words(w[0], p + offsetof(struct block_q2_K, pairs) + 32 * half, stride);
+        load_words(w[1], p + offsetof(struct block_q2_K, pairs) + 32 * half + 16, stride);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) { /* sub-block: quarter i/2, its 16 elements i%2 */
+            int j = 8 * half + i;
+#pragma GCC unroll 4
+            for (int g = 0; g < 4; g++) q[g] = shift_and(w[i % 2][g], 2 * (i / 2), 3);
+            put(s, j, 0, q);
+            __m256i both = scales[j / 4];
+            scale(s, j, _mm256_mul_ps(d, byte_float(shift_and(both, 0, 15), j % 4)),
+                  _mm256_mul_ps(dmin, byte_float(shift_and(both, 4, 15), j % 4)));
+        }
+    }
+}
+
+INLINE void unpack8_q3_K(struct sink *s, const uint8_t *p, size_t stride)
+{
+    /* The last 14 bytes are the scales and d: brought to words by dropping two bytes of the last 16. */
+    __m256i tail[4], scales[4], high[2][4], w[2][4], q[4];
+    __m256i six[4];
+    load_words(tail, p + sizeof(struct block_q3_K) - 16, stride);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        __m256i next = i < 3 ? tail[i + 1] : _mm256_setzero_si256();
+        six[i] = _mm256_or_si256(_mm256_srli_epi32(tail[i], 16), _mm256_slli_epi32(next, 16));
+    }
+    __m256 d = low_f16(six[3]);
+    __m256i top = _mm256_set1_epi8(0x30);
+    scales[0] = _mm256_or_si256(shift_and(six[0], 0, 15), _mm256_and_si256(_mm256_slli_epi32(six[2], 4), top));
+    scales[1] = _mm256_or_si256(shift_and(six[1], 0, 15), _mm256_and_si256(_mm256_slli_epi32(six[2], 2), top));
+    scales[2] = _mm256_or_si256(shift_and(six[0], 4, 15), _mm256_and_si256(six[2], top));
+    scales[3] = _mm256_or_si256(shift_and(six[1], 4, 15), _mm256_and_si256(_mm256_srli_epi32(six[2], 2), top));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) scales[i] = _mm256_sub_epi8(scales[i], _mm256_set1_epi8(32));
+    load_words(high[0], p + offsetof(struct block_q3_K, high), stride);
+    load_words(high[1], p + offsetof(struct block_q3_K, high) + 16, stride);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+        load_words(w[0], p + offsetof(struct block_q3_K, pairs) + 32 * half, stride);
+        load_words(w[1], p + offsetof(struct block_q3_K, pairs) + 32 * half + 16, stride);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            int j = 8 * half + i, bit = 4 * half + i / 2;
+#pragma GCC unroll 4
+            for (int g = 0; g < 4; g++) {
+                __m256i third = _mm256_slli_epi32(shift_and(high[i % 2][g], bit, 1), 2);
+                q[g] = _mm256_or_si256(shift_and(w[i % 2][g], 2 * (i / 2), 3), third);
+            }
+            put(s, j, 0, q);
+            scale(s, j, _mm256_mul_ps(d, signed_byte_float(scales[j / 4], j % 4)), _mm256_setzero_ps());
+        }
+    }
+}
+
+/* The header that Q4_K and Q5_K share: floats, and q4_K_scales of blocks.h with words for bytes. */
+struct header_k {
+    __m256 d, dmin;
+    __m256i scales[2], mins[2];
+};
+
+INLINE struct header_k load_header_k(const uint8_t *p, size_t stride)
+{
+    struct header_k h;
+    __m256i w[4];
+    load_words(w, p, stride);
+    split_f16(w[0], &h.d, &h.dmin);
+    __m256i top = _mm256_set1_epi8(0x30);
+    h.scales[0] = shift_and(w[1], 0, 0x3f);
+    h.scales[1] = _mm256_or_si256(shift_and(w[3], 0, 15), _mm256_and_si256(_mm256_srli_epi32(w[1], 2), top));
+    h.mins[0] = shift_and(w[2], 0, 0x3f);
+    h.mins[1] = _mm256_or_si256(shift_and(w[3], 4, 15), _mm256_and_si256(_mm256_srli_epi32(w[2], 2), top));
+    return h;
+}
+
+INLINE void scale_k(struct sink *s, const struct header_k *h, int j)
+{
+    scale(s, j, _mm256_mul_ps(h->d, byte_float(h->scales[j / 4], j % 4)),
+          _mm256_mul_ps(h->dmin, byte_float(h->mins[j / 4], j % 4)));
+}
+
+INLINE void unpack8_q4_K(struct sink *s, const uint8_t *p, size_t stride)
+{
+    struct header_k h = load_header_k(p, stride);
+#pragma GCC unroll 4
+    for (int j = 0; j < 8; j += 2) {
+#pragma GCC unroll 2
+        for (int part = 0; part < 2; part++) {
+            __m256i w[4], low[4], high[4];
+            load_words(w, p + offsetof(struct block_q4_K, nibbles) + 16 * j + 16 * part, stride);
+            split_nibbles(low, high, w);
+            put(s, j, part, low);
+            put(s, j + 1, part, high);
+        }
+        scale_k(s, &h, j);
+        scale_k(s, &h, j + 1);
+    }
+}
+
+INLINE void unpack8_q5_K(struct sink *s, const uint8_t *p, size_t stride)
+{
+    struct header_k h = load_header_k(p, stride);
+    __m256i fifth[2][4];
+    load_words(fifth[0], p + offsetof(struct block_q5_K, high), stride);
+    load_words(fifth[1], p + offsetof(struct block_q5_K, high) + 16, stride);
+#pragma GCC unroll 4
+    for (int j = 0; j < 8; j += 2) {
+#pragma GCC unroll 2
+        for (int part = 0; part < 2; part++) {
+            __m256i w[4], low[4], high[4];
+            load_words(w, p + offsetof(struct block_q5_K, nibbles) + 16 * j + 16 * part, stride);
+            split_nibbles(low, high, w);
+#pragma GCC unroll 4
+            for (int g = 0; g < 4; g++) {
+                __m256i f = fifth[part][g];
+                low[g] = _mm256_or_si256(low[g], _mm256_slli_epi32(shift_and(f, j, 1), 4));
+                high[g] = _mm256_or_si256(high[g], _mm256_slli_epi32(shift_and(f, j + 1, 1), 4));
+            }
+            put(s, j, part, low);
+            put(s, j + 1, part, high);
+        }
+        scale_k(s, &h, j);
+        scale_k(s, &h, j + 1);
+    }
+}
+
+INLINE void unpack8_q6_K(struct sink *s, const uint8_t *p, size_t stride)
+{
+    __m256i scales[4];
+    __m256 d = high_f16(last_word(p, stride, sizeof(struct block_q6_K)));
+    load_words(scales, p + offsetof(struct block_q6_K, scales), stride);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+#pragma GCC unroll 2
+        for (int e = 0; e < 2; e++) { /* which 16 elements of each quarter */
+            const uint8_t *nibbles = p + offsetof(struct block_q6_K, nibbles) + 64 * half + 16 * e;
+            __m256i pairs[4], w[4], low[4], high[4];
+            load_words(pairs, p + offsetof(struct block_q6_K, pairs) + 32 * half + 16 * e, stride);
+#pragma GCC unroll 2
+            for (int quarter = 0; quarter < 2; quarter++) {
+                load_words(w, nibbles + 32 * quarter, stride);
+                split_nibbles(low, high, w);
+#pragma GCC unroll 4
+                for (int g = 0; g < 4; g++) {
+                    __m256i l = shift_and(pairs[g], 2 * quarter, 3), h = shift_and(pairs[g], 2 * quarter + 4, 3);
+                    low[g] = _mm256_or_si256(low[g], _mm256_slli_epi32(l, 4));
+                    high[g] = _mm256_or_si256(high[g], _mm256_slli_epi32(h, 4));
+                }
+                put(s, 8 * half + 2 * quarter + e, 0, low);
+                put(s, 8 * half + 2 * quarter + 4 + e, 0, high);
+            }
+        }
+#pragma GCC unroll 8
+        for (int j = 8 * half; j < 8 * half + 8; j++)
+            scale(s, j, _mm256_mul_ps(d, signed_byte_float(scales[j / 4], j % 4)), _mm256_setzero_ps());
+    }
+}
+
+#endif
