@@ -10,7 +10,7 @@
 #define INLINE static inline __attribute__((always_inline))
 
 /* Lanes that hold elements when n of them are left: all for n >= 16. */
-INLINE __mmask16 lanes_left(int n) { return n >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << n) - 1); }
+INLINE __mmask16 lanes_left(int n) { return (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1); }
 
 /* lanes16 of kernels.h: its fold of the sixteen partial sums. */
 INLINE float fold16(__m512 v)
