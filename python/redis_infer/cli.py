@@ -395,7 +395,11 @@ class _Session:
 def _session(model: str | None, url: str | None, threads: int | None) -> Iterator[_Session]:
     """A model that is ready: in the server at ``url``, or in one started for this command."""
     if url is not None:
-        with redis.from_url(url) as client:
+        try:
+            connected = redis.from_url(url)
+        except ValueError as error:
+            raise UsageError(f"--url {url}: {error}") from error
+        with connected as client:
             infer = Infer(client)
             yield _Session(infer, model or _only_model(infer), url)
         return

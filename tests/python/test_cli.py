@@ -1,0 +1,219 @@
+"""The command redis-infer, run as a person would."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+
+from redis_infer import Infer, models
+from redis_infer.server import Server
+
+COMMAND = [sys.executable, "-m", "redis_infer.cli"]
+
+
+def run(
+    *args: str, stdin: str = "", timeout: float = 60, **env: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *args],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | {"COLUMNS": "100", "NO_COLOR": "1"} | env,
+        check=False,
+    )
+
+
+def ok(*args: str, **options: str) -> str:
+    done = run(*args, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# ---- help and errors ----
+
+SUBCOMMANDS = ["demo", "serve", "generate", "chat", "tokenize"]
+
+
+@pytest.mark.parametrize(
+    "words", [*([c] for c in SUBCOMMANDS), *(["models", c] for c in ("list", "pull", "path"))]
+)
+def test_every_commands_help_has_examples(words: list[str]) -> None:
+    text = ok(*words, "--help")
+    assert "Examples:" in text
+    assert f"redis-infer {' '.join(words)}" in text or f"$(redis-infer {' '.join(words)}" in text
+
+
+def test_without_a_command_it_shows_the_help() -> None:
+    done = run()
+    assert all(command in done.stdout + done.stderr for command in SUBCOMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "says"),
+    [
+        (["bogus"], 2, "bogus"),
+        (["generate", "x", "--max-tokens", "many"], 2, "--max-tokens"),
+        (["generate", "x", "--max-tokens", "0"], 2, "--max-tokens"),
+        (["generate"], 2, "prompt"),
+        (["generate", "x", "--model", "/no/such.gguf"], 2, "neither a file nor a known model"),
+        (["models", "path", "nobody"], 1, "known are"),
+        (["serve", "--config", "novalue"], 2, "NAME=VALUE"),
+        (["serve", "--redis-server", "/no/redis-server"], 1, "no executable"),
+        (["generate", "x", "--url", "redis://127.0.0.1:1"], 1, "127.0.0.1:1"),
+        (["generate", "x", "--url", "http://x"], 2, "redis://"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_on_standard_error(
+    model_path: Path, args: list[str], status: int, says: str
+) -> None:
+    done = run(*args)
+    assert done.returncode == status
+    assert done.stdout == ""
+    assert re.fullmatch(r"redis-infer: [^\n]+\n", done.stderr), done.stderr
+    assert says.lower() in done.stderr.lower()
+
+
+def test_a_refusal_of_the_server_keeps_its_code(server: Server, loaded: Infer) -> None:
+    done = run("generate", "x", "--url", server.url, "--key", "missing")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("redis-infer: NOKEY ") and done.stderr.count("\n") == 1
+
+
+# ---- generate, chat, tokenize ----
+
+
+def test_generate_prints_what_the_client_would_get(server: Server, loaded: Infer) -> None:
+    text = "The capital of France is"
+    expected = loaded.generate("smol", text, max_tokens=10).text
+    args = ("--url", server.url, "--max-tokens", "10")
+    assert ok("generate", text, *args) == expected + "\n"
+    assert ok("generate", "-", *args, stdin=text) == expected + "\n"
+    assert ok("generate", text, "-n", "10", REDIS_INFER_URL=server.url) == expected + "\n"
+
+
+def test_generate_starts_a_server_where_none_is_named(model_path: Path) -> None:
+    done = run("generate", "The capital of France is", "-m", str(model_path), "-n", "5", "--stats")
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+    assert "first token" in done.stderr and "tokens/s" in done.stderr
+
+
+def test_generate_puts_keys_before_the_text(server: Server, loaded: Infer) -> None:
+    tokenizer = loaded.tokenizer("smol")
+    loaded.store_tokens("a", tokenizer.encode("The capital of"))
+    expected = loaded.generate("smol", " France is", keys="a", max_tokens=6).text
+    args = ("--url", server.url, "--key", "a", "-n", "6", "--model", "smol")
+    assert ok("generate", " France is", *args) == expected + "\n"
+
+
+def test_markup_in_an_answer_is_printed_as_it_is(server: Server, loaded: Infer) -> None:
+    text = "[bold]one[/bold] [bold]two[/bold] [bold]three"
+    expected = loaded.generate("smol", text, max_tokens=12).text
+    assert "[" in expected
+    assert ok("generate", text, "--url", server.url, "-n", "12") == expected + "\n"
+
+
+def test_chat_remembers_what_was_said(server: Server, loaded: Infer) -> None:
+    messages, answers = [], []
+    for question in ("My name is Grace.", "What is my name?"):
+        messages.append({"role": "user", "content": question})
+        answer = loaded.generate("smol", messages, max_tokens=20).text
+        messages.append({"role": "assistant", "content": answer})
+        answers.append(answer.strip())
+    said = "".join(m["content"] + "\n" for m in messages if m["role"] == "user") + "\n"
+    text = ok("chat", "--url", server.url, "--max-tokens", "20", stdin=said)
+    assert text == "".join(f"> {answer}\n" for answer in answers) + "> "
+
+
+def test_tokenize_shows_ids_and_their_texts(loaded: Infer) -> None:
+    ids = loaded.tokenizer("smol").encode("Hello, wörld<|im_end|>").tolist()
+    assert ok("tokenize", "--ids", "Hello, wörld<|im_end|>").split() == [str(i) for i in ids]
+    lines = ok("tokenize", "Hello, world").splitlines()
+    assert "'Hello'" in lines[0]
+    plain = ok("tokenize", "--ids", "--no-special", "Hello, wörld<|im_end|>").split()
+    assert len(plain) > len(ids)
+
+
+# ---- serve, demo ----
+
+
+def test_serve_runs_until_it_is_told_to_end(model_path: Path) -> None:
+    server = subprocess.Popen(
+        [*COMMAND, "serve", str(model_path), "--port", "0", "--threads", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stderr is not None
+        first = server.stderr.readline()
+        found = re.search(r"127\.0\.0\.1:(\d+) and (\S+)", first)
+        assert found, first
+        assert model_path.stem in server.stderr.readline()
+        with redis.Redis(port=int(found[1])) as client:
+            assert [m["name"] for m in Infer(client).models()] == [model_path.stem]
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(15) == 0
+        assert not Path(found[2]).parent.exists()
+    finally:
+        server.kill()
+        server.wait()
+        server.stderr.close()
+
+
+def test_serve_on_a_port_in_use_says_so(server: Server, model_path: Path) -> None:
+    done = run("serve", "--port", str(server.port))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"redis-infer: port {server.port} is in use: choose another with --port (0: any free one)\n"
+    )
+
+
+def test_serve_ends_when_its_server_dies(model_path: Path) -> None:
+    running = subprocess.Popen(
+        [*COMMAND, "serve", str(model_path), "--port", "0", "--threads", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stderr is not None
+    lines = [running.stderr.readline() for _ in range(4)]
+    found = re.search(r"127\.0\.0\.1:(\d+)", lines[0])
+    assert found
+    with redis.Redis(port=int(found[1])) as client:
+        client.shutdown(nosave=True)
+    rest = running.stderr.read()
+    assert running.wait(15) == 1
+    assert rest.startswith("redis-infer: the server ended")
+    running.stderr.close()
+
+
+def test_demo_answers_and_says_where_the_time_went(loaded: Infer) -> None:
+    question = "What is the capital of France?"
+    expected = loaded.generate("smol", [{"role": "user", "content": question}], max_tokens=20)
+    done = run("demo", question, "--max-tokens", "20")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"> {question}\n\n{expected.text.strip()}\n\n"
+    for row in ("admit", "queue", "first token", "total", "tokens/s"):
+        assert row in done.stderr
+
+
+# ---- models ----
+
+
+def test_models_list_says_which_are_here(model_path: Path, tmp_path: Path) -> None:
+    assert re.search(rf"{models.DEFAULT_MODEL} +98 MB +yes", ok("models", "list"))
+    elsewhere = ok("models", "list", REDIS_INFER_HOME=str(tmp_path))
+    assert re.search(rf"{models.DEFAULT_MODEL} +98 MB +no", elsewhere)
+
+
+def test_models_pull_and_path_print_the_file(model_path: Path) -> None:
+    assert ok("models", "path", models.DEFAULT_MODEL) == f"{model_path}\n"
+    assert ok("models", "pull", models.DEFAULT_MODEL) == f"{model_path}\n"
