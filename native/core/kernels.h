@@ -135,6 +135,10 @@ struct kernels {
     int (*argmax)(const float *x, int n);
 
     size_t scratch_bytes;
+
+    /* For benchmarks; may be NULL. Issues this table's int8 multiply-add `rounds` times from registers, as fast as
+     * the CPU takes it, and returns how many int8 products were summed. */
+    uint64_t (*peak)(int rounds);
 };
 
 extern const struct kernels kernels_scalar;

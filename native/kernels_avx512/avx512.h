@@ -39,4 +39,7 @@ void avx512_attend(const float *const *q, const int *n_keys, int n_q, int k_dim,
                    void *scratch);
 void avx512_attend_merge(float *m, float *l, float *acc, float m2, float l2, const float *acc2, int v_dim);
 
+/* peak.c */
+uint64_t avx512_peak(int rounds);
+
 #endif

@@ -27,6 +27,7 @@ static const struct kernels table = {
     .attend_merge = avx512_attend_merge,
     .argmax = avx512_argmax,
     .scratch_bytes = AVX512_SCRATCH_BYTES,
+    .peak = avx512_peak,
 };
 
 const struct kernels *kernels_avx512(void)
