@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -50,6 +51,10 @@ def test_module_path_prints_an_absolute_path() -> None:
     path = Path(run.stdout.strip())
     assert path.is_absolute() and path.is_file()
     assert path.read_bytes()[:4] in (b"\x7fELF", b"\xcf\xfa\xed\xfe")
+
+
+def test_the_module_is_executable_as_redis_demands() -> None:
+    assert os.access(module_path(), os.X_OK)
 
 
 def test_a_missing_module_is_said_on_standard_error(tmp_path: Path) -> None:
