@@ -16,16 +16,33 @@
 
 /* ---- arithmetic ---- */
 
-/* exp(x) for x <= 0, about 1 ulp; 0 below -700 and for NaN. exp(x) = 2^k exp(r) with |r| <= ln2/2: the sum
- * of 13 terms of the series has an error of r^13/13! < 2e-16. No branch, so that loops over it vectorize. */
+static inline uint64_t bits_of(double x)
+{
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline double double_of(uint64_t bits)
+{
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* exp(x) for x <= 0, about 1 ulp; 0 below EXP_LOWEST and for NaN. exp(x) = 2^k exp(r) with
+ * |r| <= ln2/2: the first 13 terms of the series leave an error of r^13/13! < 2e-16. Selects by masks, for a
+ * compiler that keeps the traps of floating point does not vectorize a loop with choices in it. */
+#define EXP_LOWEST (-700.0)
 static inline double exp_neg(double x)
 {
     const double log2e = 1.4426950408889634, ln2_hi = 0x1.62e42feep-1, ln2_lo = 0x1.a39ef35793c76p-33;
     const double round = 0x1.8p52; /* adding it leaves the nearest integer in the low bits */
-    double in = x >= -700.0 ? x : -700.0;
-    double t = in * log2e + round;
+    uint64_t in_range = -(uint64_t)(x >= EXP_LOWEST);
+    x = double_of(bits_of(x) & in_range);
+    double t = x * log2e + round;
     double k = t - round;
-    double r = (in - k * ln2_hi) - k * ln2_lo;
+    double r = (x - k * ln2_hi) - k * ln2_lo;
     double p = 1.0 / 479001600.0;
     p = p * r + 1.0 / 39916800.0;
     p = p * r + 1.0 / 3628800.0;
@@ -39,12 +56,8 @@ static inline double exp_neg(double x)
     p = p * r + 0.5;
     p = p * r + 1.0;
     p = p * r + 1.0;
-    uint64_t bits;
-    memcpy(&bits, &t, sizeof bits);
-    bits = (bits + 1023) << 52; /* 2^k */
-    double scale;
-    memcpy(&scale, &bits, sizeof scale);
-    return x >= -700.0 ? p * scale : 0.0;
+    double scale = double_of((bits_of(t) + 1023) << 52); /* 2^k */
+    return double_of(bits_of(p * scale) & in_range);
 }
 
 enum { EXP_BLOCK = 256 };
@@ -148,20 +161,29 @@ static int select_top(struct candidate *h, int k, const float *logits, int n_voc
     return n;
 }
 
+/* Those whose logit is at least floor, by ascending id. h: [n_vocab], for what is not wanted is
+ * written too and then overwritten: cheaper than a branch that cannot be foreseen. */
+static int collect(struct candidate *h, const float *logits, int n_vocab, float floor)
+{
+    int n = 0;
+    for (int i = 0; i < n_vocab; i++) {
+        h[n] = (struct candidate){logits[i], (uint32_t)i};
+        n += logits[i] >= floor;
+    }
+    return n;
+}
+
 /* The shortest beginning of the order (at least one) whose weights exp(logit - max) sum to `wanted`.
  * Puts it into h [n_vocab], in order, and returns its length. max is the largest logit, a number. */
 static int select_mass(struct candidate *h, const float *logits, int n_vocab, float max, double wanted)
 {
-    /* Most of a vocabulary is far below the maximum and weighs next to nothing: tried without it
-     * first. 150000 tokens below this floor weigh less than 0.02 of the best one. */
-    float floor = max - 16.0f;
-    for (;;) {
-        int n = 0;
-        for (int i = 0; i < n_vocab; i++)
-            if (logits[i] >= floor) h[n++] = (struct candidate){logits[i], (uint32_t)i};
+    /* Mostly it is a few tokens close to the maximum: tried with those first, and with more if
+     * they do not weigh enough. */
+    for (float depth = 6;; depth *= 2) {
+        float floor = depth < 50 ? max - depth : -INFINITY;
+        int n = collect(h, logits, n_vocab, floor), left = n;
         heapify(h, n, true);
         double sum = 0;
-        int left = n;
         while (left > 0 && sum < wanted) {
             struct candidate top = h[0]; /* goes to where the heap ends, and the heap gets shorter */
             left--;
@@ -170,10 +192,7 @@ static int select_mass(struct candidate *h, const float *logits, int n_vocab, fl
             if (left > 0) sift_down(h, left, 0, true);
             sum += exp_neg((double)top.logit - (double)max);
         }
-        if (sum < wanted && floor != -INFINITY) {
-            floor = -INFINITY;
-            continue;
-        }
+        if (sum < wanted && floor != -INFINITY) continue;
         for (int i = 0, j = n - 1; i < j; i++, j--) { /* they stand at the end, the first one last */
             struct candidate t = h[i];
             h[i] = h[j];
@@ -181,6 +200,16 @@ static int select_mass(struct candidate *h, const float *logits, int n_vocab, fl
         }
         return n - left;
     }
+}
+
+/* All that have at least min_p of the best one's probability, by ascending id. */
+static int select_strong(struct candidate *h, const float *logits, int n_vocab, float max, double min_p)
+{
+    float floor = (float)((double)max + log(min_p) - 0.01); /* libm's log only spares work: exp_neg decides */
+    int n = collect(h, logits, n_vocab, floor), keep = 0;
+    for (int i = 0; i < n; i++)
+        if (exp_neg((double)h[i].logit - (double)max) >= min_p) h[keep++] = h[i];
+    return keep;
 }
 
 /* The same of n candidates that are in order: top_p of their own sum. */
@@ -309,19 +338,28 @@ int32_t sampler_pick(struct sampler *s, const float *logits, int n_vocab, const 
         n = select_mass(h, logits, n_vocab, max, (double)p->top_p * exp_sum(logits, n_vocab, max, 1.0));
         n = cut_weak(h, n, max, (double)p->min_p);
     } else { /* min-p alone: needs no order */
-        for (int i = 0; i < n_vocab; i++)
-            if (exp_neg((double)logits[i] - (double)max) >= (double)p->min_p)
-                h[n++] = (struct candidate){logits[i], (uint32_t)i};
+        n = select_strong(h, logits, n_vocab, max, (double)p->min_p);
     }
     for (int i = 0; i < n; i++) x[i] = h[i].logit;
     return (int32_t)h[draw(s, x, n, max)].id;
 }
 
+/* The largest number. Eight chains, since one would wait for each comparison. */
+static float largest(const float *x, int n)
+{
+    float m[8];
+    int i = 0;
+    for (int j = 0; j < 8; j++) m[j] = -INFINITY;
+    for (; i + 8 <= n; i += 8)
+        for (int j = 0; j < 8; j++) m[j] = x[i + j] > m[j] ? x[i + j] : m[j];
+    for (; i < n; i++) m[0] = x[i] > m[0] ? x[i] : m[0];
+    for (int j = 1; j < 8; j++) m[0] = m[j] > m[0] ? m[j] : m[0];
+    return m[0];
+}
+
 float logprobs(const float *logits, int n_vocab, uint32_t id, int n, uint32_t *top_ids, float *top_logprobs)
 {
-    float max = -INFINITY;
-    for (int i = 0; i < n_vocab; i++)
-        if (logits[i] > max) max = logits[i];
+    float max = largest(logits, n_vocab);
     double log_sum = (double)max + log(exp_sum(logits, n_vocab, max, 1.0));
 
     int have = 0;
