@@ -1,14 +1,13 @@
-/* The int8 microkernels: one tile of 16 weight rows against 1 to 12 activation rows.
+/* The int8 microkernels: one or two tiles of 16 weight rows against 1 to 6 activation rows.
  *
- * Per sub-block of 32 and token, on the two vector ports: 8 VPDPBUSD (64 products each), conversion,
+ * Per sub-block of 32, tile and token, on the two vector ports: 8 VPDPBUSD (64 products each), conversion,
  * scale times scale, fma: 11 operations for 512 products, so at most 8/11 of the
  * VNNI peak (8/12 for formats with a minimum; 4/7 with sub-blocks of 16).
  *
- * Registers for T tokens: T integer sums, T float sums, the weights, the scale and a
- * product: 2T + 3 <= 32. VPDPBUSD takes 5 cycles and two start in one, so T >= 10 hides
- * its latency; 12 leaves the compiler two spare. Each step loads 64 bytes of weights
- * and T times 4 bytes of activations, T + 1 of the 2 loads a cycle for T/2 cycles
- * of arithmetic. With few tokens, out-of-order execution overlaps sub-blocks.
+ * Registers for R tiles and T tokens: RT integer sums, RT float sums, R weights and a broadcast.
+ * VPDPBUSD takes 5 cycles and two start in one, so RT >= 10 hides its latency: 2 x 6
+ * does, in 27 registers. It loads 8 vectors for 12 VPDPBUSD; 1 x 12 would load 13 and
+ * measures 10 % slower, and larger blocks with the float sums in memory are slower still.
  *
  * Memory is the caller's; any thread. */
 #include "tile.h"
@@ -21,70 +20,81 @@ INLINE __m512i load_four(const int8_t *q)
     return _mm512_set1_epi32(v);
 }
 
-/* T and sub are constants after inlining: the arrays become registers. */
-INLINE void multiply(__m512 *acc_out, const struct tile *w, const struct act_slab *a, int n_sub, const int T,
-                     const int sub)
+/* R, T and sub are constants after inlining: the arrays become registers. */
+INLINE void multiply(__m512 *acc_out, size_t ld_acc, const struct tile *w, const struct act_slab *a, int n_sub,
+                     const int R, const int T, const int sub)
 {
-    __m512 acc[GROUP_TOKENS];
-#pragma GCC unroll 12
-    for (int t = 0; t < T; t++) acc[t] = acc_out[t];
-    const __m512i *wk = w->w;
+    __m512 acc[2][GROUP_TOKENS];
+#pragma GCC unroll 2
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 6
+        for (int t = 0; t < T; t++) acc[r][t] = acc_out[(size_t)r * ld_acc + (size_t)t];
     const int8_t *q = a->q[0];
-    for (int s = 0; s < n_sub; s++, wk += sub / 4, q += sub) {
-        __m512i isum[GROUP_TOKENS];
-#pragma GCC unroll 12
-        for (int t = 0; t < T; t++) isum[t] = _mm512_set1_epi32(a->start[t][s]);
+    for (int s = 0; s < n_sub; s++, q += sub) {
+        __m512i isum[2][GROUP_TOKENS];
+#pragma GCC unroll 6
+        for (int t = 0; t < T; t++) isum[0][t] = isum[1][t] = _mm512_set1_epi32(a->start[t][s]);
 #pragma GCC unroll 8
         for (int k = 0; k < sub / 4; k++) {
-            __m512i weights = wk[k];
-#pragma GCC unroll 12
-            for (int t = 0; t < T; t++)
-                isum[t] = _mm512_dpbusd_epi32(isum[t], weights, load_four(q + t * ACT_STRIDE + 4 * k));
+            __m512i weights[2];
+#pragma GCC unroll 2
+            for (int r = 0; r < R; r++) weights[r] = w[r].w[s * (sub / 4) + k];
+#pragma GCC unroll 6
+            for (int t = 0; t < T; t++) {
+                __m512i four = load_four(q + t * ACT_STRIDE + 4 * k);
+#pragma GCC unroll 2
+                for (int r = 0; r < R; r++) isum[r][t] = _mm512_dpbusd_epi32(isum[r][t], weights[r], four);
+            }
         }
-        __m512 d = w->d[s];
-#pragma GCC unroll 12
-        for (int t = 0; t < T; t++)
-            acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[t]), _mm512_mul_ps(d, _mm512_set1_ps(a->scale[t][s])),
-                                     acc[t]);
+#pragma GCC unroll 6
+        for (int t = 0; t < T; t++) {
+            __m512 scale = _mm512_set1_ps(a->scale[t][s]);
+#pragma GCC unroll 2
+            for (int r = 0; r < R; r++)
+                acc[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[r][t]), _mm512_mul_ps(w[r].d[s], scale), acc[r][t]);
+        }
     }
-#pragma GCC unroll 12
-    for (int t = 0; t < T; t++) acc_out[t] = acc[t];
+#pragma GCC unroll 2
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 6
+        for (int t = 0; t < T; t++) acc_out[(size_t)r * ld_acc + (size_t)t] = acc[r][t];
 }
 
-INLINE void minima(__m512 *macc_out, const struct tile *w, const struct act_slab *a, int n_sub, const int T)
+INLINE void minima(__m512 *macc_out, size_t ld_acc, const struct tile *w, const struct act_slab *a, int n_sub,
+                   const int R, const int T)
 {
-    __m512 macc[GROUP_TOKENS];
-#pragma GCC unroll 12
-    for (int t = 0; t < T; t++) macc[t] = macc_out[t];
+    __m512 macc[2][GROUP_TOKENS];
+#pragma GCC unroll 2
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 6
+        for (int t = 0; t < T; t++) macc[r][t] = macc_out[(size_t)r * ld_acc + (size_t)t];
     for (int s = 0; s < n_sub; s++) {
-        __m512 m = w->m[s];
-#pragma GCC unroll 12
-        for (int t = 0; t < T; t++) macc[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(a->fsum[t][s]), macc[t]);
+#pragma GCC unroll 6
+        for (int t = 0; t < T; t++) {
+            __m512 fsum = _mm512_set1_ps(a->fsum[t][s]);
+#pragma GCC unroll 2
+            for (int r = 0; r < R; r++) macc[r][t] = _mm512_fmadd_ps(w[r].m[s], fsum, macc[r][t]);
+        }
     }
-#pragma GCC unroll 12
-    for (int t = 0; t < T; t++) macc_out[t] = macc[t];
+#pragma GCC unroll 2
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 6
+        for (int t = 0; t < T; t++) macc_out[(size_t)r * ld_acc + (size_t)t] = macc[r][t];
 }
 
-#define FOR_EACH_T(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
+#define FOR_EACH_T(X, R) X(R, 1) X(R, 2) X(R, 3) X(R, 4) X(R, 5) X(R, 6)
+#define PARAMETERS __m512 *acc, size_t ld_acc, const struct tile *w, const struct act_slab *a, int n_sub
 
-#define DEFINE(T)                                                                                             \
-    static void multiply32_##T(__m512 *acc, const struct tile *w, const struct act_slab *a, int n_sub)       \
-    {                                                                                                         \
-        multiply(acc, w, a, n_sub, T, 32);                                                                    \
-    }                                                                                                         \
-    static void multiply16_##T(__m512 *acc, const struct tile *w, const struct act_slab *a, int n_sub)       \
-    {                                                                                                         \
-        multiply(acc, w, a, n_sub, T, 16);                                                                    \
-    }                                                                                                         \
-    static void minima_##T(__m512 *macc, const struct tile *w, const struct act_slab *a, int n_sub)          \
-    {                                                                                                         \
-        minima(macc, w, a, n_sub, T);                                                                         \
-    }
-FOR_EACH_T(DEFINE)
+#define DEFINE(R, T)                                                                                          \
+    static void multiply32_##R##_##T(PARAMETERS) { multiply(acc, ld_acc, w, a, n_sub, R, T, 32); }            \
+    static void multiply16_##R##_##T(PARAMETERS) { multiply(acc, ld_acc, w, a, n_sub, R, T, 16); }            \
+    static void minima_##R##_##T(PARAMETERS) { minima(acc, ld_acc, w, a, n_sub, R, T); }
+FOR_EACH_T(DEFINE, 1)
+FOR_EACH_T(DEFINE, 2)
 
-#define MULTIPLY32(T) [T] = multiply32_##T,
-#define MULTIPLY16(T) [T] = multiply16_##T,
-#define MINIMA(T) [T] = minima_##T,
-multiply_fn *const avx512_multiply32[GROUP_TOKENS + 1] = {FOR_EACH_T(MULTIPLY32)};
-multiply_fn *const avx512_multiply16[GROUP_TOKENS + 1] = {FOR_EACH_T(MULTIPLY16)};
-minima_fn *const avx512_minima[GROUP_TOKENS + 1] = {FOR_EACH_T(MINIMA)};
+#define MULTIPLY32(R, T) [R - 1][T] = multiply32_##R##_##T,
+#define MULTIPLY16(R, T) [R - 1][T] = multiply16_##R##_##T,
+#define MINIMA(R, T) [R - 1][T] = minima_##R##_##T,
+multiply_fn *const avx512_multiply32[2][GROUP_TOKENS + 1] = {FOR_EACH_T(MULTIPLY32, 1) FOR_EACH_T(MULTIPLY32, 2)};
+multiply_fn *const avx512_multiply16[2][GROUP_TOKENS + 1] = {FOR_EACH_T(MULTIPLY16, 1) FOR_EACH_T(MULTIPLY16, 2)};
+multiply_fn *const avx512_minima[2][GROUP_TOKENS + 1] = {FOR_EACH_T(MINIMA, 1) FOR_EACH_T(MINIMA, 2)};
