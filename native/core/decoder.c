@@ -13,6 +13,11 @@
  * head, RoPE, silu, residual sum, quantization of the next input) is done by whoever computed the chunk, while it is in
  * the cache, and the norm in front of a product is repeated by every thread where that is cheaper than a barrier.
  *
+ * Precision. An int8 activation row is off by up to half a step. Where that costs most, in the inputs of Q, K and
+ * V and of the output matrix, the row's rounding error is quantized into a second int8 row and multiplied
+ * too: W*x ~ W*q + W*q', each product by the contract of kernels.h, the sum rounded once. The measured effect is
+ * in docs/accuracy.md.
+ *
  * Chunks depend on the model's shape only and kernels compute each output by
  * itself (kernels.h), so neither threads nor the rest of the batch change a bit. Attention sums over spans of
  * SPAN_KEYS keys, merged in order; who computes which span doesn't matter.
@@ -83,15 +88,15 @@ struct decoder {
 
     /* Activations, all inside `memory`. */
     float *x;          /* [max_tokens, n_embd] the residual stream */
-    struct act input;  /* [max_tokens, n_embd] normalized x */
-    float *q, *k_out, *v_out; /* [max_tokens, n_q] [max_tokens, n_k] [max_tokens, n_v] */
+    struct act input;  /* [2 * max_tokens, n_embd] normalized x, and after the step's n rows its rounding errors */
+    float *q, *k_out, *v_out; /* [2 * max_tokens, n_q] [.., n_k] [.., n_v]: the rows of q', where used, come last */
     struct act heads;  /* [max_tokens, n_att] attention's output */
     struct act hidden; /* [max_tokens, n_ff] silu(gate) * up */
     float *input_x, *heads_x, *hidden_x; /* their x, to write; hidden_x only where a down matrix is float */
     float *tiles;      /* [max_tokens * max(2*n_ff, n_embd)] products of chunks, each chunk's in one piece */
     float *cos, *sin;  /* [max_tokens, n_rot/2] */
     float *partial;    /* [PARTIAL_FLOATS] */
-    float *logits;     /* [max_logits, n_vocab] */
+    float *logits;     /* [2 * max_logits, n_vocab]: the second half for q' */
     void *memory;
     size_t memory_bytes, other_bytes;
 };
@@ -148,6 +153,30 @@ static void multiply_tile(const struct decoder *d, const struct weight *w, int r
     d->k->matmul[w->type](&part, 0, part.n_out, a, y, (size_t)part.n_out, scratch);
 }
 
+/* y [t1-t0, ..] = rows row0 .. row1-1 of w times rows t0 .. t1-1 of a, which has n rows and after them n
+ * rows of rounding errors, as y has n more rows for their products. */
+static void multiply_fine(const struct decoder *d, const struct weight *w, int row0, int row1, const struct act *a, int n,
+                          int t0, int t1, float *y, size_t ld_y, void *scratch)
+{
+    int rows = t1 - t0;
+    struct act coarse = act_rows(a, t0, t1);
+    if (!is_quantized(w)) {
+        d->k->matmul[w->type](w, row0, row1, &coarse, y, ld_y, scratch);
+        return;
+    }
+    float *y2 = y + (size_t)n * ld_y;
+    if (rows == n) { /* adjacent: one product unpacks the weights once */
+        coarse.n_rows = 2 * n;
+        d->k->matmul[w->type](w, row0, row1, &coarse, y, ld_y, scratch);
+    } else {
+        struct act fine = act_rows(a, n + t0, n + t1);
+        d->k->matmul[w->type](w, row0, row1, &coarse, y, ld_y, scratch);
+        d->k->matmul[w->type](w, row0, row1, &fine, y2, ld_y, scratch);
+    }
+    for (int i = 0; i < rows; i++)
+        d->k->add(y + (size_t)i * ld_y + row0, y2 + (size_t)i * ld_y + row0, row1 - row0);
+}
+
 static int chunk_rows(int n_out)
 {
     int rows = n_out / CHUNKS / CHUNK_ROWS * CHUNK_ROWS;
@@ -191,30 +220,49 @@ static void embed(struct pool_thread *t, struct decoder *d)
     }
 }
 
-static void normalize_rows(const struct decoder *d, struct act *a, float *y, const float *norm, const int *rows,
-                           int begin, int end, bool quantize)
+/* How a product wants its input. */
+enum precision {
+    AS_FLOAT,  /* every weight that reads it is a float */
+    AS_INT8,
+    AS_INT8_FINE, /* with rows of rounding errors: multiply_fine */
+};
+
+/* Row to of a, whose floats are y, = quantized rounding errors of row from. */
+static void quantize_error(const struct decoder *d, struct act *a, float *y, int from, int to)
+{
+    size_t n = (size_t)a->n;
+    const float *x = y + (size_t)from * n, *scale = a->scale + (size_t)from * n / ACT_BLOCK;
+    const int8_t *q = a->q + (size_t)from * n;
+    float *error = y + (size_t)to * n;
+    for (size_t i = 0; i < n; i++) error[i] = x[i] - scale[i / ACT_BLOCK] * (float)q[i];
+    d->k->quantize(a, to);
+}
+
+static void normalize_rows(const struct decoder *d, struct act *a, float *y, const float *norm, const int *rows, int n,
+                           int begin, int end, enum precision precision)
 {
     size_t n_embd = (size_t)d->m->hp.n_embd;
     for (int i = begin; i < end; i++) {
         const float *x = d->x + (size_t)(rows ? rows[i] : i) * n_embd;
         d->k->rmsnorm(y + (size_t)i * n_embd, x, norm, (int)n_embd, d->m->hp.norm_eps);
-        if (quantize) d->k->quantize(a, i);
+        if (precision != AS_FLOAT) d->k->quantize(a, i);
+        if (precision == AS_INT8_FINE) quantize_error(d, a, y, i, n + i);
     }
 }
 
 /* The normalized rows of x that the caller lists (NULL: all n), as input of a product. Few rows: each
  * thread computes them for itself. Many: they are shared out, and a barrier ends that. */
 static const struct act *normalize(struct pool_thread *t, struct decoder *d, struct local *mine, const float *norm,
-                                   const int *rows, int n, bool quantize)
+                                   const int *rows, int n, enum precision precision)
 {
-    if ((size_t)n * mine->input.ld_x <= LOCAL_FLOATS) {
+    if ((precision == AS_INT8_FINE ? 2 : 1) * (size_t)n * mine->input.ld_x <= LOCAL_FLOATS) {
         mine->input.n_rows = n;
-        normalize_rows(d, &mine->input, mine->x, norm, rows, 0, n, quantize);
+        normalize_rows(d, &mine->input, mine->x, norm, rows, n, 0, n, precision);
         return &mine->input;
     }
     int begin, end;
     while (pool_share(t, n, 4, &begin, &end))
-        normalize_rows(d, &d->input, d->input_x, norm, rows, begin, end, quantize);
+        normalize_rows(d, &d->input, d->input_x, norm, rows, n, begin, end, precision);
     pool_barrier(t);
     return &d->input;
 }
@@ -228,17 +276,18 @@ static void finish_head(const struct decoder *d, float *x, const float *norm, in
     d->k->rope(x, d->cos + angles, d->sin + angles, hp->n_rot, hp->rope_order == ROPE_NEOX);
 }
 
-static void keys_and_values(struct decoder *d, int layer, int head0, int head1, const struct act *a, int t0, void *scratch)
+static void keys_and_values(struct decoder *d, int layer, int head0, int head1, const struct act *a, int t0, int t1,
+                            void *scratch)
 {
     const struct hparams *hp = &d->m->hp;
     const struct layer *l = &d->m->layers[layer];
     const struct kernels *k = d->k;
     size_t n_k = (size_t)hp->n_k, n_v = (size_t)hp->n_v;
     float *k_out = d->k_out + (size_t)t0 * n_k, *v_out = d->v_out + (size_t)t0 * n_v;
-    k->matmul[l->wk.type](&l->wk, head0 * hp->k_dim, head1 * hp->k_dim, a, k_out, n_k, scratch);
-    k->matmul[l->wv.type](&l->wv, head0 * hp->v_dim, head1 * hp->v_dim, a, v_out, n_v, scratch);
+    multiply_fine(d, &l->wk, head0 * hp->k_dim, head1 * hp->k_dim, a, d->n_tokens, t0, t1, k_out, n_k, scratch);
+    multiply_fine(d, &l->wv, head0 * hp->v_dim, head1 * hp->v_dim, a, d->n_tokens, t0, t1, v_out, n_v, scratch);
     for (int h = head0; h < head1; h++)
-        for (int i = 0; i < a->n_rows; i++) {
+        for (int i = 0; i < t1 - t0; i++) {
             const struct batch_token *b = &d->batch[t0 + i];
             float *k_head = k_out + (size_t)i * n_k + h * hp->k_dim;
             float *v_head = v_out + (size_t)i * n_v + h * hp->v_dim;
@@ -251,15 +300,15 @@ static void keys_and_values(struct decoder *d, int layer, int head0, int head1, 
         }
 }
 
-static void queries(struct decoder *d, int layer, int head0, int head1, const struct act *a, int t0, void *scratch)
+static void queries(struct decoder *d, int layer, int head0, int head1, const struct act *a, int t0, int t1, void *scratch)
 {
     const struct hparams *hp = &d->m->hp;
     const struct layer *l = &d->m->layers[layer];
     size_t n_q = (size_t)hp->n_q;
     float *q = d->q + (size_t)t0 * n_q, scale = 1 / sqrtf((float)hp->k_dim);
-    d->k->matmul[l->wq.type](&l->wq, head0 * hp->k_dim, head1 * hp->k_dim, a, q, n_q, scratch);
+    multiply_fine(d, &l->wq, head0 * hp->k_dim, head1 * hp->k_dim, a, d->n_tokens, t0, t1, q, n_q, scratch);
     for (int h = head0; h < head1; h++)
-        for (int i = 0; i < a->n_rows; i++) {
+        for (int i = 0; i < t1 - t0; i++) {
             float *q_head = q + (size_t)i * n_q + h * hp->k_dim;
             if (l->bq) d->k->add(q_head, l->bq + h * hp->k_dim, hp->k_dim);
             finish_head(d, q_head, l->q_norm, t0 + i);
@@ -275,11 +324,10 @@ static void project_qkv(struct pool_thread *t, struct decoder *d, int layer, con
     int q_units = (hp->n_head + d->q_unit - 1) / d->q_unit;
     struct chunk c;
     while (next_chunk(t, kv_units + q_units, 1, d->n_tokens, &c)) { /* a "row" is a unit of heads: the larger ones first */
-        struct act a = act_rows(input, c.t0, c.t1);
         bool kv = c.row0 < kv_units;
         int unit = kv ? d->kv_unit : d->q_unit, n = kv ? hp->n_head_kv : hp->n_head;
         int head0 = (kv ? c.row0 : c.row0 - kv_units) * unit, head1 = head0 + unit < n ? head0 + unit : n;
-        (kv ? keys_and_values : queries)(d, layer, head0, head1, &a, c.t0, t->scratch);
+        (kv ? keys_and_values : queries)(d, layer, head0, head1, input, c.t0, c.t1, t->scratch);
     }
 }
 
@@ -420,12 +468,12 @@ static void project_output(struct pool_thread *t, struct decoder *d, struct loca
         if (d->batch[i].hidden)
             d->k->rmsnorm(d->batch[i].hidden, d->x + (size_t)i * n_embd, m->output_norm, (int)n_embd, m->hp.norm_eps);
     if (d->n_rows == 0) return;
-    const struct act *input = normalize(t, d, mine, m->output_norm, d->row_token, d->n_rows, is_quantized(&m->output));
+    const struct act *input = normalize(t, d, mine, m->output_norm, d->row_token, d->n_rows,
+                                        is_quantized(&m->output) ? AS_INT8_FINE : AS_FLOAT);
     struct chunk c;
     while (next_chunk(t, m->output.n_out, chunk_rows(m->output.n_out), d->n_rows, &c)) {
-        struct act rows = act_rows(input, c.t0, c.t1);
-        d->k->matmul[m->output.type](&m->output, c.row0, c.row1, &rows, d->logits + (size_t)c.t0 * n_vocab, n_vocab,
-                                     t->scratch);
+        float *logits = d->logits + (size_t)c.t0 * n_vocab;
+        multiply_fine(d, &m->output, c.row0, c.row1, input, d->n_rows, c.t0, c.t1, logits, n_vocab, t->scratch);
     }
 }
 
@@ -442,7 +490,7 @@ static void forward(struct pool_thread *t, void *arg)
     for (int i = 0; i < m->hp.n_layer; i++) {
         const struct layer *l = &m->layers[i];
         bool quantize = is_quantized(&l->wq) || is_quantized(&l->wk) || is_quantized(&l->wv);
-        const struct act *input = normalize(t, d, &mine, l->attn_norm, NULL, d->n_tokens, quantize);
+        const struct act *input = normalize(t, d, &mine, l->attn_norm, NULL, d->n_tokens, quantize ? AS_INT8_FINE : AS_FLOAT);
         project_qkv(t, d, i, input);
         pool_barrier(t);
         attention(t, d, &mine, i);
@@ -451,7 +499,7 @@ static void forward(struct pool_thread *t, void *arg)
         pool_barrier(t);
 
         quantize = is_quantized(&l->gate) || is_quantized(&l->up);
-        input = normalize(t, d, &mine, l->ffn_norm, NULL, d->n_tokens, quantize);
+        input = normalize(t, d, &mine, l->ffn_norm, NULL, d->n_tokens, quantize ? AS_INT8 : AS_FLOAT);
         project_hidden(t, d, l, input);
         pool_barrier(t);
         project_residual(t, d, &l->down, NULL, &d->hidden);
@@ -561,17 +609,17 @@ static void lay_out(struct decoder *d, struct arena *a)
     bool float_down = false;
     for (int i = 0; i < hp->n_layer; i++) float_down |= !is_quantized(&d->m->layers[i].down);
     d->x = take(a, n * n_embd, sizeof *d->x);
-    d->input = take_act(a, n, hp->n_embd, &d->input_x);
-    d->q = take(a, n * (size_t)hp->n_q, sizeof *d->q);
-    d->k_out = take(a, n * (size_t)hp->n_k, sizeof *d->k_out);
-    d->v_out = take(a, n * (size_t)hp->n_v, sizeof *d->v_out);
+    d->input = take_act(a, 2 * n, hp->n_embd, &d->input_x);
+    d->q = take(a, 2 * n * (size_t)hp->n_q, sizeof *d->q);
+    d->k_out = take(a, 2 * n * (size_t)hp->n_k, sizeof *d->k_out);
+    d->v_out = take(a, 2 * n * (size_t)hp->n_v, sizeof *d->v_out);
     d->heads = take_act(a, n, d->n_att, &d->heads_x);
     d->hidden = take_act(a, n, hp->n_ff, float_down ? &d->hidden_x : NULL);
     d->tiles = take(a, n * (2 * n_ff > n_embd ? 2 * n_ff : n_embd), sizeof *d->tiles);
     d->cos = take(a, n * (size_t)hp->n_rot / 2 + 1, sizeof *d->cos);
     d->sin = take(a, n * (size_t)hp->n_rot / 2 + 1, sizeof *d->sin);
     d->partial = take(a, PARTIAL_FLOATS, sizeof *d->partial);
-    d->logits = take(a, (size_t)d->max_logits * (size_t)hp->n_vocab, sizeof *d->logits);
+    d->logits = take(a, 2 * (size_t)d->max_logits * (size_t)hp->n_vocab, sizeof *d->logits);
 }
 
 /* Fewest heads whose rows of a and of b elements are whole tiles. */
