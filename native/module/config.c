@@ -13,38 +13,37 @@ static const long long MIB = 1 << 20;
 
 struct config config;
 
-/* ---- numbers: one getter and one setter, told apart by privdata ---- */
-
-static long long get_number(const char *name, void *number)
+static long long get_int(const char *name, void *number)
 {
     (void)name;
-    return *(long long *)number;
+    return atomic_load((_Atomic int *)number);
 }
 
-static int set_number(const char *name, long long value, void *number, RedisModuleString **err)
+static int set_int(const char *name, long long value, void *number, RedisModuleString **err)
 {
     (void)name, (void)err;
-    *(long long *)number = value;
+    atomic_store((_Atomic int *)number, (int)value);
     return REDISMODULE_OK;
 }
 
-static long long get_limit(const char *name, void *limit)
-{
-    (void)name;
-    return atomic_load((_Atomic int *)limit);
-}
-
-static int set_limit(const char *name, long long value, void *limit, RedisModuleString **err)
-{
-    (void)name, (void)err;
-    atomic_store((_Atomic int *)limit, (int)value);
-    return REDISMODULE_OK;
-}
-
+/* Called by CONFIG SET, after the setter, and not at the start. */
 static int apply_threads(RedisModuleCtx *ctx, void *privdata, RedisModuleString **err)
 {
     (void)privdata, (void)err;
-    registry_set_threads(ctx, (int)config.threads);
+    registry_apply_threads(ctx);
+    return REDISMODULE_OK;
+}
+
+static long long get_kv_memory(const char *name, void *privdata)
+{
+    (void)name, (void)privdata;
+    return config.kv_memory;
+}
+
+static int set_kv_memory(const char *name, long long value, void *privdata, RedisModuleString **err)
+{
+    (void)name, (void)privdata, (void)err;
+    config.kv_memory = value;
     return REDISMODULE_OK;
 }
 
@@ -91,21 +90,22 @@ static int set_model_dir(const char *name, RedisModuleString *value, void *privd
 
 int config_register(RedisModuleCtx *ctx)
 {
-    /* kv-memory: enough for several contexts of a small model; only touched pages cost memory. */
-    if (RedisModule_RegisterNumericConfig(ctx, "threads", 0, REDISMODULE_CONFIG_DEFAULT, 0, MAX_THREADS, get_number,
-                                          set_number, apply_threads, &config.threads) != REDISMODULE_OK ||
+    const unsigned changeable = REDISMODULE_CONFIG_DEFAULT;
+    struct llm_limits *limits = &config.limits;
+    /* kv-memory may be generous by default: only pages that are used cost memory. */
+    if (RedisModule_RegisterNumericConfig(ctx, "threads", 0, changeable, 0, MAX_THREADS, get_int, set_int,
+                                          apply_threads, (void *)&config.threads) != REDISMODULE_OK ||
         RedisModule_RegisterStringConfig(ctx, "model-dir", "", REDISMODULE_CONFIG_IMMUTABLE, get_model_dir,
                                          set_model_dir, NULL, NULL) != REDISMODULE_OK ||
-        RedisModule_RegisterNumericConfig(ctx, "kv-memory", (long long)LLM_DEFAULT_KV_BYTES, REDISMODULE_CONFIG_MEMORY, MIB, LLONG_MAX,
-                                          get_number, set_number, NULL, &config.kv_memory) != REDISMODULE_OK ||
-        RedisModule_RegisterNumericConfig(ctx, "max-batch", DEFAULT_BATCH, REDISMODULE_CONFIG_DEFAULT, 1, LLM_MAX_BATCH,
-                                          get_limit, set_limit, NULL,
-                                          (void *)&config.limits.max_batch) != REDISMODULE_OK ||
-        RedisModule_RegisterNumericConfig(ctx, "max-queue", DEFAULT_QUEUE, REDISMODULE_CONFIG_DEFAULT, 0, MAX_QUEUE,
-                                          get_limit, set_limit, NULL,
-                                          (void *)&config.limits.max_queue) != REDISMODULE_OK ||
-        RedisModule_RegisterBoolConfig(ctx, "trace-admission", 0, REDISMODULE_CONFIG_DEFAULT, get_trace, set_trace,
-                                       NULL, NULL) != REDISMODULE_OK)
+        RedisModule_RegisterNumericConfig(ctx, "kv-memory", (long long)LLM_DEFAULT_KV_BYTES,
+                                          REDISMODULE_CONFIG_MEMORY, MIB, LLONG_MAX, get_kv_memory, set_kv_memory,
+                                          NULL, NULL) != REDISMODULE_OK ||
+        RedisModule_RegisterNumericConfig(ctx, "max-batch", DEFAULT_BATCH, changeable, 1, LLM_MAX_BATCH, get_int,
+                                          set_int, NULL, (void *)&limits->max_batch) != REDISMODULE_OK ||
+        RedisModule_RegisterNumericConfig(ctx, "max-queue", DEFAULT_QUEUE, changeable, 0, MAX_QUEUE, get_int, set_int,
+                                          NULL, (void *)&limits->max_queue) != REDISMODULE_OK ||
+        RedisModule_RegisterBoolConfig(ctx, "trace-admission", 0, changeable, get_trace, set_trace, NULL, NULL) !=
+            REDISMODULE_OK)
         return REDISMODULE_ERR;
     return RedisModule_LoadConfigs(ctx);
 }

@@ -1,8 +1,8 @@
 /* The module's configuration: infer.threads, infer.model-dir, infer.kv-memory,
  * infer.max-batch, infer.max-queue, infer.trace-admission (docs/commands.md).
  *
- * Written on the main thread only (CONFIG SET, start); `limits` holds atomics
- * that the conductor reads, the others are read on the main thread and handed on by value. */
+ * Written on the main thread only (CONFIG SET, start). Other threads read the atomics; the rest is
+ * read on the main thread and handed on by value. */
 #ifndef REDIS_INFER_CONFIG_H
 #define REDIS_INFER_CONFIG_H
 
@@ -12,7 +12,7 @@
 #include "redis_api.h"
 
 struct config {
-    long long threads;   /* 0: one per processor */
+    _Atomic int threads; /* 0: one per processor */
     long long kv_memory; /* bytes, of each model that is loaded without KVMEMORY */
     bool trace_admission;
     const struct kernels *kernels; /* of this CPU, or REDIS_INFER_KERNELS' choice: fixed from the start */

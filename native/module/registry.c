@@ -1,6 +1,7 @@
 /* The models and the runtime: see registry.h. Owns the entries, their engines and the runtime. */
 #include "registry.h"
 
+#include "config.h"
 #include "kernels.h"
 #include "model_path.h"
 #include "platform.h"
@@ -17,7 +18,6 @@ static struct {
     struct model_entry *models;
     struct runtime *runtime; /* from the first load on */
     bool stopping;
-    _Atomic int threads; /* wanted; 0: one per processor */
     pthread_mutex_t runtime_lock; /* held while the runtime is created or resized; taken before `lock` */
 } registry = {.lock = PTHREAD_MUTEX_INITIALIZER,
               .changed = PTHREAD_COND_INITIALIZER,
@@ -116,7 +116,7 @@ static int need_runtime(const struct kernels *kernels, struct infer_error *err)
 {
     pthread_mutex_lock(&registry.runtime_lock);
     if (!registry.runtime) {
-        struct runtime *rt = runtime_create(registry.threads, kernels->scratch_bytes, err);
+        struct runtime *rt = runtime_create(config.threads, kernels->scratch_bytes, err);
         lock();
         registry.runtime = rt;
         unlock();
@@ -234,7 +234,7 @@ static void run_resize(struct task *t)
     (void)t;
     struct infer_error err;
     pthread_mutex_lock(&registry.runtime_lock);
-    int threads = registry.threads;
+    int threads = config.threads;
     if (runtime_set_threads(registry.runtime, threads, &err) < 0)
         RedisModule_Log(NULL, "warning", "infer.threads %d could not be applied: %s", threads, err.message);
     pthread_mutex_unlock(&registry.runtime_lock);
@@ -245,9 +245,8 @@ static void free_resize(struct task *t)
     free(t);
 }
 
-void registry_set_threads(RedisModuleCtx *ctx, int threads)
+void registry_apply_threads(RedisModuleCtx *ctx)
 {
-    registry.threads = threads;
     lock();
     bool running = registry.runtime != NULL;
     unlock();
@@ -260,7 +259,7 @@ void registry_set_threads(RedisModuleCtx *ctx, int threads)
         if (task_start(ctx, t, false, &err) == 0) return;
         free(t);
     }
-    RedisModule_Log(ctx, "warning", "infer.threads %d could not be applied: %s", threads, err.line);
+    RedisModule_Log(ctx, "warning", "infer.threads %d could not be applied: %s", config.threads, err.line);
 }
 
 int registry_threads(void)

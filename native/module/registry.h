@@ -52,9 +52,8 @@ void registry_release(struct model_entry *m);
 /* Calls fn for each entry, in the order of loading, and returns their number. The list is locked meanwhile. */
 int registry_each(void (*fn)(const struct model_entry *m, void *arg), void *arg);
 
-/* The wanted number of threads has changed (0: one per processor): takes effect
- * between two steps. Without a runtime it is only remembered by the configuration. */
-void registry_set_threads(RedisModuleCtx *ctx, int threads);
+/* infer.threads has changed: gives the runtime, if there is one, so many threads between two steps. */
+void registry_apply_threads(RedisModuleCtx *ctx);
 int registry_threads(void); /* running now; 0: no model has been loaded yet */
 
 /* The end: cancels everything, waits for every thread. Engines are freed if nothing of theirs
