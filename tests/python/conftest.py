@@ -38,7 +38,7 @@ def server(model_path: Path) -> Iterator[Server]:
 @pytest.fixture
 def client(server: Server) -> Iterator[redis.Redis]:
     """A client with an empty keyspace."""
-    with server.client() as connected:
+    with server.client(socket_timeout=None) as connected:  # a generation may take long
         connected.flushall()
         yield connected
 

@@ -1,0 +1,145 @@
+"""What the tests of the module's commands share: plain RESP, no client of ours in between."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import redis
+
+from redis_infer.server import Server
+
+MODEL = "smol"
+VOCABULARY = 49152
+
+# Any ids do; these are a few common words.
+PROMPT = [504, 3575, 282, 4649, 314, 260, 2443, 30, 657, 314]
+
+
+def pack(tokens: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(tokens)}I", *tokens)
+
+
+def unpack(blob: bytes) -> list[int]:
+    return list(struct.unpack(f"<{len(blob) // 4}I", blob))
+
+
+def floats(blob: bytes) -> list[float]:
+    return list(struct.unpack(f"<{len(blob) // 4}f", blob))
+
+
+def as_map(reply: Any) -> dict[str, Any]:
+    """A map reply of either protocol."""
+    pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
+    return {name.decode(): value for name, value in pairs}
+
+
+def generate(client: redis.Redis, *args: Any) -> dict[str, Any]:
+    return as_map(client.execute_command("INFER.GENERATE", *args))
+
+
+def error_of(client: redis.Redis, *args: Any) -> str:
+    """The whole error line; redis-py takes an 'ERR ' away."""
+    with pytest.raises(redis.RedisError) as caught:
+        client.execute_command(*args)
+    return str(caught.value)
+
+
+def load(client: redis.Redis, path: Any, name: str = MODEL, *options: Any) -> dict[str, Any]:
+    return as_map(client.execute_command("INFER.MODEL LOAD", name, str(path), *options))
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 20.0) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.005)
+
+
+def requests(client: redis.Redis) -> list[dict[str, Any]]:
+    return [as_map(entry) for entry in client.execute_command("INFER.REQUESTS")]
+
+
+def assert_idle(client: redis.Redis) -> None:
+    """No request is left anywhere."""
+    wait_until(lambda: not requests(client), "the list of requests is empty")
+    info = client.info("infer")
+    assert (info["infer_requests_running"], info["infer_requests_queued"]) == (0, 0)
+
+
+class Background:
+    """One command on a connection of its own, in a thread: its reply or its error."""
+
+    def __init__(self, server: Server, *args: Any, **options: Any) -> None:
+        self.client = server.client(socket_timeout=None, **options)
+        self.client.ping()
+        self.client_id: int = self.client.client_id()
+        self.reply: Any = None
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(args,), daemon=True)
+        self._thread.start()
+
+    def _run(self, args: tuple[Any, ...]) -> None:
+        try:
+            # One attempt: a retry would repeat the command on a new connection.
+            connection = self.client.connection_pool.get_connection()
+            connection.send_command(*args)
+            self.reply = connection.read_response()
+        except Exception as error:
+            self.error = error
+
+    def join(self, timeout_s: float = 30.0) -> Background:
+        self._thread.join(timeout_s)
+        assert not self._thread.is_alive(), "the command did not return"
+        return self
+
+    def result(self) -> dict[str, Any]:
+        self.join()
+        assert self.error is None, self.error
+        return as_map(self.reply)
+
+    def failure(self) -> str:
+        self.join()
+        assert self.error is not None, self.reply
+        return str(self.error)
+
+
+def long_generation(server: Server, *options: Any) -> Background:
+    """A generation that would run for a long time, and is running."""
+    job = Background(
+        server,
+        "INFER.GENERATE",
+        MODEL,
+        0,
+        "TOKENS",
+        pack(PROMPT),
+        "MAXTOKENS",
+        8000,
+        "IGNOREEOS",
+        *options,
+    )
+    with server.client() as client:
+        wait_until(
+            lambda: any(
+                r["client"] == job.client_id and r["state"] == b"running" for r in requests(client)
+            ),
+            "the generation runs",
+        )
+    return job
+
+
+@contextlib.contextmanager
+def own_server(model_path: Any, **options: Any) -> Iterator[Server]:
+    """A server for a test that ends it or sets it up in its own way; the model is loaded."""
+    with Server(model_dir=model_path.parent, threads=1, **options) as server:
+        with server.client(socket_timeout=None) as client:
+            load(client, model_path.name)
+        yield server

@@ -1,0 +1,128 @@
+"""Which keys a command names: GETKEYS, ACL, cluster mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from module_support import MODEL, PROMPT, error_of, generate, own_server, pack, wait_until
+from redis_infer.server import Server
+
+
+def keys(client: redis.Redis, *args: Any) -> list[str]:
+    found = client.execute_command("COMMAND GETKEYS", *args)
+    return [k.decode() if isinstance(k, bytes) else k for k in found]
+
+
+def test_getkeys_names_the_prompts_keys(client: redis.Redis) -> None:
+    assert keys(client, "INFER.GENERATE", "m", 2, "a", "b") == ["a", "b"]
+    assert keys(client, "INFER.SCORE", "m", 2, "a", "b", "TOP", 2) == ["a", "b"]
+    assert keys(client, "INFER.GENERATE", "m", 0, "TOKENS", "blob") == []
+
+
+def test_getkeys_names_the_key_of_store_and_no_other_word(client: redis.Redis) -> None:
+    command = ("INFER.GENERATE", "m", 1, "a")
+    assert keys(client, *command, "SEED", 1, "store", "out") == ["a", "out"]
+    # A text, a blob or a key that looks like the option does not hide it or stand in for it.
+    assert keys(client, *command, "STOP", 1, "STORE", "STORE", "out") == ["a", "out"]
+    assert keys(client, *command, "TOKENS", "STORE", "STORE", "out") == ["a", "out"]
+    assert keys(client, *command, "STOP", 2, "STORE", "x") == ["a"]
+    assert keys(client, "INFER.GENERATE", "m", 2, "STORE", "b") == ["STORE", "b"]
+
+
+def test_store_is_a_write_and_the_others_are_reads(client: redis.Redis) -> None:
+    found = client.execute_command(
+        "COMMAND GETKEYSANDFLAGS", "INFER.GENERATE", "m", 1, "a", "STORE", "out"
+    )
+    assert [(key, set(flags)) for key, flags in found] == [
+        (b"a", {b"RO", b"access"}),
+        (b"out", {b"OW", b"update"}),
+    ]
+
+
+def test_faulty_arguments_name_no_keys_beyond_them(client: redis.Redis) -> None:
+    assert keys(client, "INFER.GENERATE", "m", 1, "a", "NONSENSE", "STORE") == ["a"]
+    assert keys(client, "INFER.GENERATE", "m", "many", "a") == []
+
+
+# ---- ACL ----
+
+
+@pytest.fixture
+def limited(client: redis.Redis, server: Server, loaded: object) -> Iterator[redis.Redis]:
+    """May run everything that reads and INFER.GENERATE, read r:*, write w:*."""
+    client.execute_command(
+        "ACL", "SETUSER", "limited", "reset", "on", ">secret", "+@read", "+infer.generate",
+        "+infer.score", "%R~r:*", "%W~w:*",
+    )  # fmt: skip
+    client.mset({"r:p": pack(PROMPT), "other": pack(PROMPT)})
+    with server.client(username="limited", password="secret") as connected:
+        yield connected
+    client.execute_command("ACL", "DELUSER", "limited")
+
+
+def test_a_user_generates_from_and_to_permitted_keys(
+    limited: redis.Redis, client: redis.Redis
+) -> None:
+    made = generate(limited, MODEL, 1, "r:p", "MAXTOKENS", 2, "STORE", "w:out")
+    assert client.get("w:out") == made["tokens"]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("INFER.GENERATE", MODEL, 1, "other"),
+        ("INFER.GENERATE", MODEL, 2, "r:p", "other"),
+        ("INFER.SCORE", MODEL, 1, "other"),
+        ("INFER.GENERATE", MODEL, 1, "r:p", "STORE", "r:out"),
+        ("INFER.GENERATE", MODEL, 1, "r:p", "STORE", "other"),
+        ("INFER.GENERATE", MODEL, 1, "r:p", "STOP", 1, "STORE", "STORE", "other"),
+        ("INFER.GENERATE", MODEL, 1, "r:p", "TOKENS", "STORE", "STORE", "other"),
+    ],
+)
+def test_a_user_without_permission_for_a_key_is_refused(
+    limited: redis.Redis, client: redis.Redis, args: tuple[Any, ...]
+) -> None:
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        limited.execute_command(*args)
+    assert client.get("other") == pack(PROMPT)
+
+
+def test_loading_models_is_dangerous(client: redis.Redis, server: Server) -> None:
+    client.execute_command(
+        "ACL", "SETUSER", "careful", "reset", "on", ">secret", "+@all", "-@dangerous", "~*"
+    )
+    with server.client(username="careful", password="secret") as careful:
+        for command in (
+            ("INFER.MODEL LOAD", "m", "f"),
+            ("INFER.MODEL UNLOAD", "m"),
+            ("INFER.CANCEL", 1),
+        ):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                careful.execute_command(*command)
+        careful.execute_command("INFER.MODEL LIST")
+    client.execute_command("ACL", "DELUSER", "careful")
+
+
+# ---- cluster ----
+
+
+def test_in_a_cluster_all_keys_of_a_command_share_a_slot(model_path: Path) -> None:
+    with (
+        own_server(model_path, config={"cluster-enabled": "yes"}) as server,
+        server.client() as client,
+    ):
+        client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        wait_until(
+            lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok",
+            "the cluster is up",
+        )
+        client.set("{c}:a", pack(PROMPT))
+        made = generate(client, MODEL, 1, "{c}:a", "MAXTOKENS", 2, "STORE", "{c}:out")
+        assert client.get("{c}:out") == made["tokens"]
+        for args in ((1, "{c}:a", "STORE", "{d}:out"), (2, "{c}:a", "{d}:b")):
+            assert "slot" in error_of(client, "INFER.GENERATE", MODEL, *args)
