@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,12 @@ def test_loading_models_is_dangerous(client: redis.Redis, server: Server) -> Non
 
 
 def test_in_a_cluster_all_keys_of_a_command_share_a_slot(model_path: Path) -> None:
+    with socket.socket() as probe:  # Redis' own choice, port + 10000, may not exist
+        probe.bind(("127.0.0.1", 0))
+        bus_port = probe.getsockname()[1]
+    config = {"cluster-enabled": "yes", "cluster-port": bus_port}
     with (
-        own_server(model_path, config={"cluster-enabled": "yes"}) as server,
+        own_server(model_path, config=config) as server,
         server.client() as client,
     ):
         client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)

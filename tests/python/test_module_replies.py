@@ -44,13 +44,15 @@ def test_128_tokens_are_the_default(client: redis.Redis, prompt: bytes) -> None:
 
 
 def test_keys_and_blob_join_in_order(client: redis.Redis) -> None:
-    whole = generate(client, MODEL, 0, "TOKENS", pack(PROMPT), "MAXTOKENS", 8)
+    def scores(*prompt: object) -> bytes:
+        return as_map(client.execute_command("INFER.SCORE", MODEL, *prompt))["logprobs"]
+
     client.mset({"a": pack(PROMPT[:3]), "b": pack(PROMPT[3:7])})
-    parts = generate(client, MODEL, 2, "a", "b", "TOKENS", pack(PROMPT[7:]), "MAXTOKENS", 8)
-    assert parts["tokens"] == whole["tokens"]
-    assert parts["prompt_tokens"] == whole["prompt_tokens"] == len(PROMPT)
-    swapped = generate(client, MODEL, 2, "b", "a", "TOKENS", pack(PROMPT[7:]), "MAXTOKENS", 8)
-    assert swapped["tokens"] != whole["tokens"]
+    tail = ("TOKENS", pack(PROMPT[7:]))
+    whole = scores(0, "TOKENS", pack(PROMPT))
+    assert scores(2, "a", "b", *tail) == whole
+    assert scores(2, "b", "a", *tail) != whole
+    assert len(scores(3, "a", "b", "a", *tail)) == len(whole) + 3 * 4
 
 
 def test_an_empty_key_adds_nothing(client: redis.Redis, prompt: bytes) -> None:
