@@ -143,9 +143,7 @@ def _common(
 
 @app.command()
 def demo(
-    prompt: Annotated[
-        str, typer.Argument(help="A question.")
-    ] = "Explain in three sentences what a database index is.",
+    prompt: Annotated[str, typer.Argument(help="A question.")] = "Why is the sky blue?",
     model: ModelOption = None,
     max_tokens: MaxTokensOption = 128,
     threads: ThreadsOption = None,

@@ -50,6 +50,11 @@ class Infer:
     def __init__(self, client: redis.Redis, *, tokenizer: Tokenizer | None = None) -> None:
         _expect(client, redis.Redis, "Infer")
         self._client = client
+        # redis-py 8, which has a default socket timeout, can leave it out for one read.
+        # Before 8 there is only a timeout that the user chose, and it is obeyed.
+        read_response = client.connection_pool.connection_class.read_response
+        can_wait = "timeout" in inspect.signature(read_response).parameters
+        self._no_timeout: dict[str, Any] = {"timeout": None} if can_wait else {}
         self._tokenizer = tokenizer
 
     # ---- models ----
@@ -178,11 +183,7 @@ class Infer:
             else:
                 stack.enter_context(self._client.single_connection_lock)
             connection.send_command(*args)  # type: ignore[no-untyped-call]
-            # Without the parameter redis-py has no default socket timeout, and one that
-            # the user chose is obeyed.
-            if "timeout" in inspect.signature(connection.read_response).parameters:
-                return connection.read_response(disable_decoding=True, timeout=None)
-            return connection.read_response(disable_decoding=True)
+            return connection.read_response(disable_decoding=True, **self._no_timeout)
 
 
 class AsyncInfer:
