@@ -26,7 +26,8 @@ const char *llm_finish_name(enum llm_finish f); /* "stop", "length", "timeout", 
 
 enum {
     LLM_MAX_STOPS = 16,
-    LLM_MAX_LOGPROBS = 20,
+    LLM_MAX_LOGPROBS = 20,  /* generate: alternatives of a token */
+    LLM_MAX_TOP = 256,      /* score: alternatives at each position; a comparison with a reference wants many */
     LLM_MAX_BATCH = 64,     /* running requests at the most, whatever limits->max_batch says */
     LLM_SLICE = KV_PAGE,    /* tokens of a prompt in a step beside generations: whole pages, so that others can share
                              * them at once, and enough rows to pay for unpacking the weights (processor time

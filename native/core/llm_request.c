@@ -22,9 +22,10 @@ const char *llm_finish_name(enum llm_finish f)
 
 static int check_params(const struct llm_params *p, struct infer_error *err)
 {
-    if (p->n_logprobs > LLM_MAX_LOGPROBS)
+    int max_logprobs = p->kind == LLM_SCORE ? LLM_MAX_TOP : LLM_MAX_LOGPROBS;
+    if (p->n_logprobs > max_logprobs)
         return infer_fail(err, INFER_ERR, "%d alternatives asked for at each token, the most is %d", p->n_logprobs,
-                          LLM_MAX_LOGPROBS);
+                          max_logprobs);
     if (p->kind != LLM_GENERATE) return 0;
     if (p->max_tokens < 1) return infer_fail(err, INFER_ERR, "%d tokens asked for: at least 1", p->max_tokens);
     if (p->n_stops < 0 || p->n_stops > LLM_MAX_STOPS)

@@ -16,7 +16,7 @@ struct score_args {
 
 static const struct option options[] = {
     {"TOKENS", OPTION_STRING, offsetof(struct score_args, tokens), 0, 0},
-    {"TOP", OPTION_INT, offsetof(struct score_args, top), 1, LLM_MAX_LOGPROBS},
+    {"TOP", OPTION_INT, offsetof(struct score_args, top), 1, LLM_MAX_TOP},
     {0},
 };
 

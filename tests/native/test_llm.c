@@ -783,6 +783,8 @@ static void parameters_out_of_range_are_refused(void)
     CHECK(!llm_request_create(e, &p, &err) && err.code == INFER_ERR);
     p = generate(1), p.n_logprobs = LLM_MAX_LOGPROBS + 1;
     CHECK(!llm_request_create(e, &p, &err) && strstr(err.message, "21"));
+    p = (struct llm_params){.kind = LLM_SCORE, .n_logprobs = LLM_MAX_TOP + 1};
+    CHECK(!llm_request_create(e, &p, &err) && strstr(err.message, "257"));
     p = generate(1), p.sampling.top_p = 2;
     CHECK(!llm_request_create(e, &p, &err) && strstr(err.message, "top-p"));
     struct text_stop empty = {.text = "", .len = 0};
