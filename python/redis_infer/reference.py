@@ -158,7 +158,8 @@ class ReferenceModel:
             tie_word_embeddings="output.weight" not in self._tensors,
             attention_bias=self._architecture == "llama" and "blk.0.attn_q.bias" in self._tensors,
         )
-        model = causal_lm.from_config(config, dtype=torch.float32).eval()
+        with torch.device("meta"):  # no memory and no random weights: the file's are assigned below
+            model = causal_lm.from_config(config, dtype=torch.float32).eval()
 
         state = {}
         for name in self._tensors:
@@ -172,7 +173,7 @@ class ReferenceModel:
                     values = _paired_by_halves(values, n_head_kv)
             state[self._transformers_name(name)] = torch.from_numpy(values)
         state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
-        model.load_state_dict(state, strict=True)
+        model.load_state_dict(state, strict=True, assign=True)
 
         # Set here and not by the configuration, because GGUF holds the frequencies' divisors
         # and not the settings that they were computed from.
