@@ -4,7 +4,7 @@
  * for the 64 of a page, K lies transposed so that each step over the head's
  * dimension loads them and broadcasts one element per query. Values: lanes are the
  * head's dimension, 64 at a time. Registers: QUERIES * 4 sums + 4 loaded + 1
- * broadcast = 29. When there are more queries than one block, the page is widened to float32
+ * broadcast = 29. When there are more queries than two blocks, the page is widened to float32
  * once in scratch, for all of them.
  *
  * Slots that a query does not see may hold anything: their scores are masked before they are
@@ -27,8 +27,8 @@ _Static_assert(sizeof(struct scratch) <= AVX512_SCRATCH_BYTES, "AVX512_SCRATCH_B
 /* One page, as stored or widened. */
 struct page {
     const uint16_t *k, *v;
-    const float *k_wide, *v_wide;            /* used where wide */
-    const uint16_t *next_k, *next_v;         /* fetched meanwhile */
+    const float *k_wide, *v_wide;    /* used where wide */
+    const uint16_t *next_k, *next_v; /* fetched meanwhile */
 };
 
 /* A block of queries and their running results. */
@@ -37,6 +37,13 @@ struct queries {
     int seen[QUERIES]; /* keys of this page, 0..KV_PAGE */
     float *m[QUERIES], *l[QUERIES], *acc[QUERIES];
 };
+
+/* Twice, for the reason given in rows.h. */
+INLINE void prefetch_line(const uint16_t *p)
+{
+    _mm_prefetch((const char *)p, _MM_HINT_T1);
+    _mm_prefetch((const char *)p + 1024, _MM_HINT_T1);
+}
 
 INLINE __m512 load_half(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
 
@@ -50,8 +57,8 @@ INLINE void scores(__m512 s[QUERIES][VECTORS], const struct queries *b, const st
     for (int d = 0; d < k_dim; d++) {
         __m512 k[VECTORS];
         if (!wide) {
-            _mm_prefetch((const char *)(page->next_k + d * KV_PAGE), _MM_HINT_T0);
-            _mm_prefetch((const char *)(page->next_k + d * KV_PAGE + KV_PAGE / 2), _MM_HINT_T0);
+            prefetch_line(page->next_k + d * KV_PAGE);
+            prefetch_line(page->next_k + d * KV_PAGE + KV_PAGE / 2);
         }
 #pragma GCC unroll 4
         for (int j = 0; j < VECTORS; j++)
@@ -111,8 +118,8 @@ INLINE void values(const float p[QUERIES][KV_PAGE], float *const acc_out[QUERIES
         __m512 v[VECTORS];
         if (!wide) {
             const uint16_t *next = page->next_v + j * v_dim + d0;
-            _mm_prefetch((const char *)next, _MM_HINT_T0);
-            _mm_prefetch((const char *)(next + 32), _MM_HINT_T0);
+            prefetch_line(next);
+            prefetch_line(next + 32);
         }
 #pragma GCC unroll 4
         for (int x = 0; x < n; x++) {
@@ -181,9 +188,13 @@ static attend_page_fn *const attend_page_q[QUERIES + 1] = {
     NULL, attend_page_1, attend_page_2, attend_page_3, attend_page_4, attend_page_5, attend_page_6,
 };
 
-static void widen(float *out, const uint16_t *half, int n)
+static void widen(float *out, const uint16_t *half, const uint16_t *next, int n)
 {
-    for (int i = 0; i < n; i += 16) _mm512_storeu_ps(out + i, load_half(half + i));
+    for (int i = 0; i < n; i += 32) {
+        prefetch_line(next + i);
+        _mm512_storeu_ps(out + i, load_half(half + i));
+        _mm512_storeu_ps(out + i + 16, load_half(half + i + 16));
+    }
 }
 
 void avx512_attend(const float *const *q, const int *n_keys, int n_q, int k_dim, int v_dim,
@@ -199,18 +210,19 @@ void avx512_attend(const float *const *q, const int *n_keys, int n_q, int k_dim,
     }
     memset(acc, 0, sizeof *acc * (size_t)n_q * (size_t)v_dim);
     int n_blocks = (n_q + QUERIES - 1) / QUERIES, n_pages = (most_keys + KV_PAGE - 1) / KV_PAGE;
-    bool wide = n_blocks > 1 && k_dim <= WIDE_DIM && v_dim <= WIDE_DIM;
+    bool wide = n_blocks > 2 && k_dim <= WIDE_DIM && v_dim <= WIDE_DIM;
     for (int j = 0; j < n_pages; j++) {
         int next = j + 1 < n_pages ? j + 1 : j;
         struct page page = {k_pages[j], v_pages[j], sc->k, sc->v, k_pages[next], v_pages[next]};
         if (wide) {
-            widen(sc->k, page.k, k_dim * KV_PAGE);
-            widen(sc->v, page.v, v_dim * KV_PAGE);
+            widen(sc->k, page.k, page.next_k, k_dim * KV_PAGE);
+            widen(sc->v, page.v, page.next_v, v_dim * KV_PAGE);
         }
         for (int i = 0; i < n_q;) {
             struct queries b;
             int n = 0;
-            int most = (n_q - i + (n_q - i + QUERIES - 1) / QUERIES - 1) / ((n_q - i + QUERIES - 1) / QUERIES);
+            int left = n_q - i, blocks_left = (left + QUERIES - 1) / QUERIES;
+            int most = (left + blocks_left - 1) / blocks_left; /* blocks of equal size */
             for (; i < n_q && n < most; i++) {
                 int seen = n_keys[i] - j * KV_PAGE;
                 if (seen <= 0) continue;
@@ -220,7 +232,10 @@ void avx512_attend(const float *const *q, const int *n_keys, int n_q, int k_dim,
                 b.l[n] = l + i;
                 b.acc[n++] = acc + (size_t)i * (size_t)v_dim;
             }
-            if (n) attend_page_q[n](&b, &page, k_dim, v_dim, j == 0, wide, sc->p);
+            if (n == 0) continue;
+            attend_page_q[n](&b, &page, k_dim, v_dim, j == 0, wide, sc->p);
+            page.next_k = page.k; /* fetched once */
+            page.next_v = page.v;
         }
     }
 }
