@@ -81,6 +81,7 @@ struct decoder {
     /* The step. */
     const struct batch_token *batch;
     int n_tokens, n_rows;
+    bool wants_output; /* of any token: logits or the hidden state */
     int *row_token;    /* [max_logits] which token a row of logits belongs to */
     struct query_group *groups;
     struct attention_item *items;
@@ -492,6 +493,7 @@ static void forward(struct pool_thread *t, void *arg)
         bool quantize = is_quantized(&l->wq) || is_quantized(&l->wk) || is_quantized(&l->wv);
         const struct act *input = normalize(t, d, &mine, l->attn_norm, NULL, d->n_tokens, quantize ? AS_INT8_FINE : AS_FLOAT);
         project_qkv(t, d, i, input);
+        if (i + 1 == m->hp.n_layer && !d->wants_output) break; /* a prompt that goes on needs K and V only */
         pool_barrier(t);
         attention(t, d, &mine, i);
         pool_barrier(t);
@@ -565,11 +567,14 @@ const float *decoder_forward(struct decoder *d, struct pool *p, const struct bat
     d->batch = batch;
     d->n_tokens = d->input.n_rows = d->heads.n_rows = d->hidden.n_rows = n_tokens;
     d->n_rows = 0;
-    for (int i = 0; i < n_tokens; i++)
+    d->wants_output = false;
+    for (int i = 0; i < n_tokens; i++) {
         if (batch[i].logits_row >= 0) {
             d->row_token[batch[i].logits_row] = i;
             d->n_rows++;
         }
+        d->wants_output |= batch[i].logits_row >= 0 || batch[i].hidden;
+    }
     plan_attention(d, pool_threads(p));
     pool_run(p, forward, d);
     return d->logits;
