@@ -407,8 +407,8 @@ def _session(model: str | None, url: str | None, threads: int | None) -> Iterato
     with _starting(server), server.client() as client:
         version = client.info("server")["redis_version"]
         infer = Infer(client)
-        infer.load(name, path)
-        yield _Session(infer, name, f"Redis {version} with {name}")
+        kernels = infer.load(name, path)["kernels"]
+        yield _Session(infer, name, f"Redis {version} with {name} on {kernels} kernels")
 
 
 @contextlib.contextmanager
