@@ -24,9 +24,10 @@ from small_vocab import TEXTS
 
 STORED = Path(__file__).parent / "data" / "smollm2_reference.npz"
 
-# What llama.cpp reaches with the same file on texts of these kinds.
+# llama.cpp's agreement with the same file on texts of these kinds is 96.7 % and 0.0028; its
+# rounding of matrix inputs alone costs about that. See docs/accuracy.md.
 MIN_TOP1 = 0.967
-MAX_KL = 0.0028
+MAX_KL = 0.0014
 
 # ---- the default model ----------------------------------------------------------------------
 
