@@ -1,0 +1,119 @@
+/* Speed of the matrix products, by table, type and number of activation rows, on one thread:
+ *
+ *     bench_kernels [table [type [n_in [MB]]]]      "all" stands for any
+ *
+ * GB/s counts the bytes of weights read: the weights are 192 MB, larger than caches, if
+ * not told otherwise, so that with one row of activations it says how close decoding comes to memory. GMAC/s counts
+ * multiplications. Time is this thread's processor time, so that other load on the machine disturbs
+ * little; each figure is the best of several runs. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "blocks.h"
+#include "kernels.h"
+#include "platform.h"
+
+enum { RUNS = 9, MAX_TOKENS = 256 };
+
+static size_t weight_bytes = (size_t)192 << 20;
+
+static double thread_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* In runs of at least 5 ms, going on through the weights from run to run. */
+static double seconds_per_row(const struct kernels *k, const struct weight *w, const struct act *a, float *y, void *scratch)
+{
+    static int at; /* first row of the next run */
+    double best = 1;
+    int rows = ROW_TILE;
+    for (int run = 0; run < RUNS;) {
+        if (at + rows > w->n_out) at = 0;
+        double start = thread_seconds();
+        k->matmul[w->type](w, at, at + rows, a, y, (size_t)w->n_out, scratch);
+        double seconds = thread_seconds() - start;
+        at += rows;
+        if (seconds < 0.005 && 2 * rows <= w->n_out) {
+            rows *= 2; /* not long enough to be measured */
+            continue;
+        }
+        if (seconds / rows < best) best = seconds / rows;
+        run++;
+    }
+    return best;
+}
+
+static void bench(const struct kernels *k, enum tensor_type type, int n_in, unsigned char *data, struct act *a, float *y,
+                  void *scratch)
+{
+    struct weight w = {.type = type, .n_in = n_in, .row_bytes = tensor_row_bytes(type, n_in), .data = data};
+    w.n_out = (int)(weight_bytes / w.row_bytes) / ROW_TILE * ROW_TILE;
+    printf("%-8s %-5s", k->name, tensor_type_name(type));
+    static const int counts[] = {1, 2, 3, 4, 6, 8, 16, 64, MAX_TOKENS};
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+        a->n_rows = counts[i];
+        double s = seconds_per_row(k, &w, a, y, scratch);
+        if (counts[i] <= 4) printf("  %d: %5.1f GB/s", counts[i], (double)w.row_bytes / s * 1e-9);
+        else printf("  %d: %4.0f GMAC/s", counts[i], (double)n_in * counts[i] / s * 1e-9);
+        fflush(stdout);
+    }
+    putchar('\n');
+}
+
+static void *allocate(size_t bytes)
+{
+    void *p = platform_map_anonymous(bytes);
+    if (!p) {
+        fprintf(stderr, "no memory for %zu bytes\n", bytes);
+        exit(1);
+    }
+    return p;
+}
+
+int main(int argc, char **argv)
+{
+    const char *table = argc > 1 ? argv[1] : "all", *type = argc > 2 ? argv[2] : "all";
+    int n_in = argc > 3 ? atoi(argv[3]) : 2560;
+    if (n_in <= 0 || n_in % 256) {
+        fprintf(stderr, "n_in must be a multiple of 256, not %s\n", argv[3]);
+        return 1;
+    }
+    if (argc > 4) weight_bytes = (size_t)atoi(argv[4]) << 20;
+    if (weight_bytes < (1 << 20)) {
+        fprintf(stderr, "weights take at least 1 MB, not %s\n", argv[4]);
+        return 1;
+    }
+    /* Small numbers everywhere: scales are no NaN, whichever bytes they are. */
+    unsigned char *data = allocate(weight_bytes);
+    uint32_t state = 1;
+    for (size_t i = 0; i < weight_bytes; i++) {
+        state = state * 1664525 + 1013904223;
+        data[i] = (state >> 24) & 0x3b;
+    }
+    struct act a = {.n_rows = MAX_TOKENS, .n = n_in, .ld_x = (size_t)n_in};
+    size_t n = (size_t)n_in * MAX_TOKENS;
+    float *x = allocate(n * sizeof(float));
+    for (size_t i = 0; i < n; i++) x[i] = (float)(i * 2654435761u % 1000) - 500;
+    a.x = x;
+    a.q = allocate(n);
+    a.scale = allocate(n / 32 * sizeof(float));
+    a.sum = allocate(n / 16 * sizeof(int32_t));
+    a.fsum = allocate(n / 16 * sizeof(float));
+    for (int t = 0; t < MAX_TOKENS; t++) kernels_scalar.quantize(&a, t);
+    float *y = allocate((weight_bytes / tensor_row_bytes(TYPE_Q2_K, n_in) + ROW_TILE) * MAX_TOKENS * sizeof(float));
+
+    for (int t = 0; t < TYPE_COUNT; t++) {
+        if (!tensor_type_supported((uint32_t)t)) continue;
+        if (strcmp(type, "all") != 0 && strcmp(type, tensor_type_name((uint32_t)t)) != 0) continue;
+        for (const struct kernels *const *k = kernels_available(); *k; k++) {
+            if (strcmp(table, "all") != 0 && strcmp(table, (*k)->name) != 0) continue;
+            bench(*k, (enum tensor_type)t, n_in, data, &a, y, allocate((*k)->scratch_bytes));
+        }
+    }
+    return 0;
+}
