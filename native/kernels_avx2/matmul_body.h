@@ -22,9 +22,15 @@ struct matmul_scratch {
     float fsum[TOKENS][AVX2_SLAB / 32];
 };
 
-/* acc, of n_t rows starting at activation row t, += the slab of n elements at k. */
+/* Bytes that will be packed next, still to be asked for. */
+struct ahead {
+    const uint8_t *p, *end;
+};
+
+/* acc, of n_t rows starting at activation row t, += the slab of n elements at k. Meanwhile a share of the
+ * weights that come next is on its way: `lines` cache lines with each sub-block. */
 INLINE void multiply(struct matmul_scratch *s, float (*acc)[ROW_TILE], const struct act *a, int t, size_t k, int n,
-                     int n_t, int sub, int bits)
+                     struct ahead *ahead, int lines, int n_t, int sub, int bits)
 {
     size_t row = (size_t)a->n, blocks = row / ACT_BLOCK;
     const int8_t *q = a->q + (size_t)t * row + k;
@@ -33,6 +39,8 @@ INLINE void multiply(struct matmul_scratch *s, float (*acc)[ROW_TILE], const str
         __m256i isum[TOKENS][2];
 #pragma GCC unroll 8
         for (int i = 0; i < n_t; i++) isum[i][0] = isum[i][1] = _mm256_set1_epi32(s->offset[i][j]);
+        for (int i = 0; i < lines && ahead->p < ahead->end; i++, ahead->p += 64)
+            _mm_prefetch((const char *)ahead->p, _MM_HINT_T1);
         dot_tile(isum, s->packed.q[j * sub / 4][0], q + j * sub, row, n_t, sub, bits);
         __m256 d0 = _mm256_load_ps(s->packed.d[j]), d1 = _mm256_load_ps(s->packed.d[j] + 8);
 #pragma GCC unroll 8
@@ -75,15 +83,16 @@ INLINE void multiply_min(const struct avx2_packed *packed, float (*macc)[ROW_TIL
 
 /* One function for each shape of the inner loop, so that its counts are constants. */
 typedef void multiply_fn(struct matmul_scratch *s, float (*acc)[ROW_TILE], const struct act *a, int t, size_t k,
-                         int n);
+                         int n, struct ahead *ahead, int lines);
 typedef void multiply_min_fn(const struct avx2_packed *packed, float (*macc)[ROW_TILE], const float *fsum, size_t ld,
                              int n_sub);
 
 #define DEFINE_MULTIPLY(n_t, sub, bits) \
     static void multiply_##n_t##_##sub##_##bits(struct matmul_scratch *s, float (*acc)[ROW_TILE], \
-                                                const struct act *a, int t, size_t k, int n) \
+                                                const struct act *a, int t, size_t k, int n, \
+                                                struct ahead *ahead, int lines) \
     { \
-        multiply(s, acc, a, t, k, n, n_t, sub, bits); \
+        multiply(s, acc, a, t, k, n, ahead, lines, n_t, sub, bits); \
     }
 #define DEFINE_MULTIPLY_SHAPES(n_t) \
     DEFINE_MULTIPLY(n_t, 32, 4) \
@@ -120,8 +129,11 @@ static enum shape shape_of(const struct avx2_format *f)
 
 /* The slab of n elements at k, packed already, times activation rows t0 .. t0+n_t-1. */
 static void multiply_slab(struct matmul_scratch *s, const struct avx2_format *f, const struct act *a, int t0, int n_t,
-                          int k, int n)
+                          int k, int n, struct ahead *ahead)
 {
+    /* Spread over all sub-blocks of all rows of activations. */
+    int n_steps = (n_t + TOKENS - 1) / TOKENS * (n / f->sub);
+    int lines = (int)((ahead->end - ahead->p) / 64 / n_steps + 1);
     int zero = f->bits == 8 ? PRODUCT_Q8_ZERO : f->zero;
     enum shape shape = shape_of(f);
     for (int i = 0; i < n_t; i += TOKENS) {
@@ -132,7 +144,7 @@ static void multiply_slab(struct matmul_scratch *s, const struct avx2_format *f,
             if (f->has_min && f->sub == 32)
                 sum_blocks(s->fsum[c], a->scale + at / ACT_BLOCK, a->sum + at / ACT_SUM_BLOCK, n);
         }
-        multiply_shapes[count][shape](s, s->acc + i, a, t0 + i, (size_t)k, n);
+        multiply_shapes[count][shape](s, s->acc + i, a, t0 + i, (size_t)k, n, ahead, lines);
         if (!f->has_min) continue;
         if (f->sub == 32) {
             multiply_mins[count](&s->packed, s->macc + i, s->fsum[0], AVX2_SLAB / 32, n / 32);
@@ -157,6 +169,7 @@ static void matmul(const struct weight *w, int row0, int row1, const struct act 
             p[h] = (const uint8_t *)w->data + (size_t)first[h] * w->row_bytes;
         }
         int n_halves = row1 - r > 8 ? 2 : 1;
+        const uint8_t *next_tile = p[0] + ROW_TILE * w->row_bytes; /* one contiguous piece */
         for (int t0 = 0; t0 < a->n_rows; t0 += TOKEN_BLOCK) {
             int n_t = a->n_rows - t0 < TOKEN_BLOCK ? a->n_rows - t0 : TOKEN_BLOCK;
             memset(s->acc, 0, (size_t)n_t * sizeof *s->acc);
@@ -165,7 +178,8 @@ static void matmul(const struct weight *w, int row0, int row1, const struct act 
                 int n = a->n - k < AVX2_SLAB ? a->n - k : AVX2_SLAB, n_blocks = n / f->block;
                 size_t at = (size_t)(k / f->block) * f->block_bytes;
                 for (int h = 0; h < n_halves; h++) f->pack(&s->packed, h, p[h] + at, w->row_bytes, n_blocks);
-                multiply_slab(s, f, a, t0, n_t, k, n);
+                struct ahead ahead = {next_tile + ROW_TILE * at, next_tile + ROW_TILE * (at + (size_t)n_blocks * f->block_bytes)};
+                multiply_slab(s, f, a, t0, n_t, k, n, &ahead);
             }
             for (int t = 0; t < n_t; t++) {
                 float *out = y + (size_t)(t0 + t) * ld_y;

@@ -21,6 +21,8 @@ struct sink {
     const float *scale;    /* by 32 elements */
     const int32_t *offset; /* by sub-block; formats with a zero */
     const float *fsum;     /* by sub-block; formats with a minimum */
+    const uint8_t *next;   /* what eight rows later takes the place of this block */
+    int lines, puts, n_put; /* cache lines of it, calls of put in a block, and those so far */
     __m256i isum[16];
     __m256 acc, macc;
 };
@@ -31,13 +33,26 @@ INLINE __m256i start(const struct sink *s, int j, int part)
     return s->zero ? _mm256_set1_epi32(s->offset[j]) : _mm256_setzero_si256();
 }
 
+/* Asks for this call's share of the bytes at next: spread over the block, since a processor
+ * can only wait for some ten lines at a time. */
+INLINE void prefetch(struct sink *s)
+{
+    int end = (s->n_put + 1) * s->lines / s->puts;
+#pragma GCC unroll 4
+    for (int i = s->n_put * s->lines / s->puts; i < end; i++)
+        _mm_prefetch((const char *)(s->next + 64 * i), _MM_HINT_T1);
+    s->n_put++;
+}
+
 INLINE void put(struct sink *s, int j, int part, const __m256i w[4])
 {
+    prefetch(s);
     s->isum[j] = dot16(start(s, j, part), w, s->q + j * s->sub + 16 * part, s->bits);
 }
 
 INLINE void put_signed(struct sink *s, int j, int part, const __m256i w[4])
 {
+    prefetch(s);
     s->isum[j] = dot16_signed(start(s, j, part), w, s->q + j * s->sub + 16 * part);
 }
 
@@ -49,12 +64,6 @@ INLINE void scale(struct sink *s, int j, __m256 d, __m256 m)
 }
 
 #include "unpack8.h"
-
-/* Asks for the bytes [p, p + n) of what will be read next. */
-INLINE void prefetch(const uint8_t *p, size_t n)
-{
-    for (size_t i = 0; i < n; i += 64) _mm_prefetch((const char *)(p + i), _MM_HINT_T0);
-}
 
 #define DEFINE_MATVEC(name, elements, sub_elements, n_bits, offset_by, min) \
     static void matvec_##name(const struct weight *w, int row0, int row1, const struct act *a, float *y, \
@@ -68,16 +77,17 @@ INLINE void prefetch(const uint8_t *p, size_t n)
         for (int r = row0; r < row1; r += 8) { \
             /* the last rows of a matrix: eight that end with them, some of them computed again */ \
             int first = r + 8 <= w->n_out ? r : w->n_out - 8; \
-            const uint8_t *p = (const uint8_t *)w->data + (size_t)first * stride, *next = p + 8 * stride; \
+            const uint8_t *p = (const uint8_t *)w->data + (size_t)first * stride; \
             struct sink s = {.sub = sub_elements, .bits = n_bits, .zero = offset_by, .has_min = min, \
                              .q = a->q, .scale = a->scale, .offset = sc->offset, \
                              .fsum = sub_elements == 32 ? sc->fsum : a->fsum, \
+                             .next = p + 8 * stride, .lines = (int)(8 * bytes + 63) / 64, .puts = elements / 16, \
                              .acc = _mm256_setzero_ps(), .macc = _mm256_setzero_ps()}; \
             for (int k = 0; k < a->n; k += elements) { \
-                prefetch(next, 8 * bytes); \
+                s.n_put = 0; \
                 unpack8_##name(&s, p, stride); \
                 p += bytes; \
-                next += 8 * bytes; \
+                s.next += 8 * bytes; \
                 s.q += elements; \
                 s.scale += elements / 32; \
                 s.offset += elements / sub_elements; \
