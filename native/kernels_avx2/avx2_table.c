@@ -13,7 +13,7 @@ static void matmul(const struct weight *w, int row0, int row1, const struct act 
 {
     if (w->n_out < 8) {
         kernels_scalar.matmul[w->type](w, row0, row1, a, y, ld_y, scratch);
-    } else if (a->n_rows == 1 && a->n <= AVX2_MATVEC_MAX) {
+    } else if (a->n_rows <= 4 && a->n <= AVX2_MATVEC_MAX) {
         matvec[w->type](w, row0, row1, a, y, ld_y, scratch);
     } else {
         many(w, row0, row1, a, y, ld_y, scratch);

@@ -8,29 +8,32 @@
 #include "correction.h"
 #include "kernels.h"
 
+enum { MATVEC_TOKENS = 4 };
+
 struct matvec_scratch {
-    int32_t offset[AVX2_MATVEC_MAX / 16];
-    float fsum[AVX2_MATVEC_MAX / 32];
+    int32_t offset[MATVEC_TOKENS][AVX2_MATVEC_MAX / 16];
+    float fsum[MATVEC_TOKENS][AVX2_MATVEC_MAX / 32];
 };
 
-/* Where unpack8.h delivers to. Pointers are at this block's elements. */
+/* Where unpack8.h delivers to. Offsets are of this block's elements. */
 struct sink {
-    int sub, bits, zero; /* constants of the format */
+    int n_t, sub, bits, zero; /* constants of the function */
     bool has_min;
-    const int8_t *q;
-    const float *scale;    /* by 32 elements */
-    const int32_t *offset; /* by sub-block; formats with a zero */
-    const float *fsum;     /* by sub-block; formats with a minimum */
+    const int8_t *q[MATVEC_TOKENS];
+    const float *scale[MATVEC_TOKENS];    /* by 32 elements */
+    const int32_t *offset[MATVEC_TOKENS]; /* by sub-block; formats with a zero */
+    const float *fsum[MATVEC_TOKENS];     /* by sub-block; formats with a minimum */
+    int k;                 /* first element of this block */
     const uint8_t *next;   /* what eight rows later takes the place of this block */
     int lines, puts, n_put; /* cache lines of it, calls of put in a block, and those so far */
-    __m256i isum[16];
-    __m256 acc, macc;
+    __m256i isum[16][MATVEC_TOKENS];
+    __m256 acc[MATVEC_TOKENS], macc[MATVEC_TOKENS];
 };
 
-INLINE __m256i start(const struct sink *s, int j, int part)
+INLINE __m256i start(const struct sink *s, int t, int j, int part)
 {
-    if (part > 0) return s->isum[j];
-    return s->zero ? _mm256_set1_epi32(s->offset[j]) : _mm256_setzero_si256();
+    if (part > 0) return s->isum[j][t];
+    return s->zero ? _mm256_set1_epi32(s->offset[t][s->k / s->sub + j]) : _mm256_setzero_si256();
 }
 
 /* Asks for this call's share of the bytes at next: spread over the block, since a processor
@@ -47,54 +50,73 @@ INLINE void prefetch(struct sink *s)
 INLINE void put(struct sink *s, int j, int part, const __m256i w[4])
 {
     prefetch(s);
-    s->isum[j] = dot16(start(s, j, part), w, s->q + j * s->sub + 16 * part, s->bits);
+#pragma GCC unroll 4
+    for (int t = 0; t < s->n_t; t++)
+        s->isum[j][t] = dot16(start(s, t, j, part), w, s->q[t] + s->k + j * s->sub + 16 * part, s->bits);
 }
 
 INLINE void put_signed(struct sink *s, int j, int part, const __m256i w[4])
 {
     prefetch(s);
-    s->isum[j] = dot16_signed(start(s, j, part), w, s->q + j * s->sub + 16 * part);
+#pragma GCC unroll 4
+    for (int t = 0; t < s->n_t; t++)
+        s->isum[j][t] = dot16_signed(start(s, t, j, part), w, s->q[t] + s->k + j * s->sub + 16 * part);
 }
 
 INLINE void scale(struct sink *s, int j, __m256 d, __m256 m)
 {
-    __m256 ds = _mm256_mul_ps(d, _mm256_set1_ps(s->scale[j * s->sub / 32]));
-    s->acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s->isum[j]), ds, s->acc);
-    if (s->has_min) s->macc = _mm256_fmadd_ps(m, _mm256_set1_ps(s->fsum[j]), s->macc);
+#pragma GCC unroll 4
+    for (int t = 0; t < s->n_t; t++) {
+        __m256 ds = _mm256_mul_ps(d, _mm256_set1_ps(s->scale[t][(s->k + j * s->sub) / 32]));
+        s->acc[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s->isum[j][t]), ds, s->acc[t]);
+        if (s->has_min) s->macc[t] = _mm256_fmadd_ps(m, _mm256_set1_ps(s->fsum[t][s->k / s->sub + j]), s->macc[t]);
+    }
 }
 
 #include "unpack8.h"
 
-#define DEFINE_MATVEC(name, elements, sub_elements, n_bits, offset_by, min) \
-    static void matvec_##name(const struct weight *w, int row0, int row1, const struct act *a, float *y, \
-                              size_t ld_y, void *scratch) \
+#define DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, tokens) \
+    static void matvec_##name##_##tokens(const struct weight *w, int row0, int row1, const struct act *a, float *y, \
+                                         size_t ld_y, struct matvec_scratch *sc) \
     { \
-        (void)ld_y; \
-        struct matvec_scratch *sc = scratch; \
-        if (offset_by) correct_zero(sc->offset, a->sum, a->n, sub_elements, offset_by); \
-        if (min && sub_elements == 32) sum_blocks(sc->fsum, a->scale, a->sum, a->n); \
         const size_t bytes = sizeof(struct block_##name), stride = w->row_bytes; \
+        struct sink s = {.n_t = tokens, .sub = sub_elements, .bits = n_bits, .zero = offset_by, .has_min = min, \
+                         .lines = (int)(8 * bytes + 63) / 64, .puts = elements / 16}; \
+        int row[MATVEC_TOKENS]; /* a batch that is smaller ends with its last row repeated */ \
+        for (int t = 0; t < tokens; t++) { \
+            row[t] = t < a->n_rows ? t : a->n_rows - 1; \
+            size_t at = (size_t)row[t] * (size_t)a->n; \
+            s.q[t] = a->q + at; \
+            s.scale[t] = a->scale + at / 32; \
+            s.offset[t] = sc->offset[t]; \
+            s.fsum[t] = sub_elements == 32 ? sc->fsum[t] : a->fsum + at / 16; \
+            if (offset_by) correct_zero(sc->offset[t], a->sum + at / 16, a->n, sub_elements, offset_by); \
+            if (min && sub_elements == 32) sum_blocks(sc->fsum[t], a->scale + at / 32, a->sum + at / 16, a->n); \
+        } \
         for (int r = row0; r < row1; r += 8) { \
             /* the last rows of a matrix: eight that end with them, some of them computed again */ \
             int first = r + 8 <= w->n_out ? r : w->n_out - 8; \
             const uint8_t *p = (const uint8_t *)w->data + (size_t)first * stride; \
-            struct sink s = {.sub = sub_elements, .bits = n_bits, .zero = offset_by, .has_min = min, \
-                             .q = a->q, .scale = a->scale, .offset = sc->offset, \
-                             .fsum = sub_elements == 32 ? sc->fsum : a->fsum, \
-                             .next = p + 8 * stride, .lines = (int)(8 * bytes + 63) / 64, .puts = elements / 16, \
-                             .acc = _mm256_setzero_ps(), .macc = _mm256_setzero_ps()}; \
-            for (int k = 0; k < a->n; k += elements) { \
+            s.next = p + 8 * stride; \
+            for (int t = 0; t < tokens; t++) s.acc[t] = s.macc[t] = _mm256_setzero_ps(); \
+            for (s.k = 0; s.k < a->n; s.k += elements, p += bytes, s.next += 8 * bytes) { \
                 s.n_put = 0; \
                 unpack8_##name(&s, p, stride); \
-                p += bytes; \
-                s.next += 8 * bytes; \
-                s.q += elements; \
-                s.scale += elements / 32; \
-                s.offset += elements / sub_elements; \
-                s.fsum += elements / sub_elements; \
             } \
-            store_rows(y, first, r, row1, min ? _mm256_sub_ps(s.acc, s.macc) : s.acc); \
+            for (int t = 0; t < tokens; t++) \
+                store_rows(y + (size_t)row[t] * ld_y, first, r, row1, min ? _mm256_sub_ps(s.acc[t], s.macc[t]) : s.acc[t]); \
         } \
+    }
+#define DEFINE_MATVEC(name, elements, sub_elements, n_bits, offset_by, min) \
+    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 1) \
+    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 2) \
+    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 4) \
+    static void matvec_##name(const struct weight *w, int row0, int row1, const struct act *a, float *y, \
+                              size_t ld_y, void *scratch) \
+    { \
+        if (a->n_rows == 1) matvec_##name##_1(w, row0, row1, a, y, ld_y, scratch); \
+        else if (a->n_rows == 2) matvec_##name##_2(w, row0, row1, a, y, ld_y, scratch); \
+        else matvec_##name##_4(w, row0, row1, a, y, ld_y, scratch); \
     }
 
 /* v is rows first .. first+7; of them r and up are wanted, below row1. */
