@@ -37,11 +37,12 @@ INLINE void multiply(struct matmul_scratch *s, float (*acc)[ROW_TILE], const str
     const float *scale = a->scale + (size_t)t * blocks + k / ACT_BLOCK;
     for (int j = 0; j < n / sub; j++) {
         __m256i isum[TOKENS][2];
+        const int32_t *start[TOKENS];
 #pragma GCC unroll 8
-        for (int i = 0; i < n_t; i++) isum[i][0] = isum[i][1] = _mm256_set1_epi32(s->offset[i][j]);
+        for (int i = 0; i < n_t; i++) start[i] = &s->offset[i][j];
         for (int i = 0; i < lines && ahead->p < ahead->end; i++, ahead->p += 64)
             _mm_prefetch((const char *)ahead->p, _MM_HINT_T1);
-        dot_tile(isum, s->packed.q[j * sub / 4][0], q + j * sub, row, n_t, sub, bits);
+        dot_tile(isum, start, s->packed.q[j * sub / 4][0], q + j * sub, row, n_t, sub, bits);
         __m256 d0 = _mm256_load_ps(s->packed.d[j]), d1 = _mm256_load_ps(s->packed.d[j] + 8);
 #pragma GCC unroll 8
         for (int i = 0; i < n_t; i++) {

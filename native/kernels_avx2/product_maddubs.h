@@ -47,36 +47,87 @@ INLINE __m256i dot16_signed(__m256i acc, const __m256i w[4], const int8_t *q)
     return acc;
 }
 
-/* Adds a sub-block (sub elements) of a packed tile times n_t rows of q, ld apart, to acc. */
-INLINE void dot_tile(__m256i acc[][2], const uint8_t *w, const int8_t *q, size_t ld, int n_t, int sub, int bits)
+/* Do it now: left alone, GCC reorders a loop's sums so that all products are made first, and spills them. */
+#define SETTLE(v) __asm__("" : "+x"(v))
+
+INLINE __m256i load_group(const uint8_t *w, int g, int half)
 {
-    /* Products that are added in 16 bits before they are widened. */
-    const int n_groups = sub / 4, run = bits == 4 ? 8 : bits == 5 ? 4 : 2;
+    return _mm256_load_si256((const __m256i *)(w + 64 * g + 32 * half));
+}
+
+/* 4 and 5 bits: `run` groups of 4 elements are added in 16 bits. */
+INLINE void dot_tile_narrow(__m256i acc[][2], const int32_t *const start[], const uint8_t *w, const int8_t *q,
+                            size_t ld, int n_t, int n_groups, int run)
+{
     __m256i pairs[8][2];
 #pragma GCC unroll 8
     for (int g = 0; g < n_groups; g++) {
-        __m256i w0 = _mm256_load_si256((const __m256i *)(w + 64 * g));
-        __m256i w1 = _mm256_load_si256((const __m256i *)(w + 64 * g + 32));
-        if (bits == 8) {
-            w0 = _mm256_xor_si256(w0, _mm256_set1_epi8((char)128));
-            w1 = _mm256_xor_si256(w1, _mm256_set1_epi8((char)128));
-        }
+        __m256i w0 = load_group(w, g, 0), w1 = load_group(w, g, 1);
 #pragma GCC unroll 8
         for (int t = 0; t < n_t; t++) {
             __m256i b = broadcast4(q + (size_t)t * ld + 4 * g);
-            if (bits == 8) {
-                acc[t][0] = _mm256_add_epi32(acc[t][0], pair_signed(w0, b));
-                acc[t][1] = _mm256_add_epi32(acc[t][1], pair_signed(w1, b));
-                continue;
-            }
             __m256i p0 = _mm256_maddubs_epi16(w0, b), p1 = _mm256_maddubs_epi16(w1, b);
             pairs[t][0] = g % run == 0 ? p0 : _mm256_add_epi16(pairs[t][0], p0);
             pairs[t][1] = g % run == 0 ? p1 : _mm256_add_epi16(pairs[t][1], p1);
+            SETTLE(pairs[t][0]);
+            SETTLE(pairs[t][1]);
             if (g % run < run - 1 && g < n_groups - 1) continue;
-            acc[t][0] = _mm256_add_epi32(acc[t][0], widen16(pairs[t][0]));
-            acc[t][1] = _mm256_add_epi32(acc[t][1], widen16(pairs[t][1]));
+            __m256i first = _mm256_set1_epi32(*start[t]);
+            acc[t][0] = _mm256_add_epi32(g < run ? first : acc[t][0], widen16(pairs[t][0]));
+            acc[t][1] = _mm256_add_epi32(g < run ? first : acc[t][1], widen16(pairs[t][1]));
         }
     }
+}
+
+/* 6 bits: two groups at a time. */
+INLINE void dot_tile_6(__m256i acc[][2], const int32_t *const start[], const uint8_t *w, const int8_t *q, size_t ld,
+                       int n_t, int n_groups)
+{
+#pragma GCC unroll 4
+    for (int g = 0; g < n_groups; g += 2) {
+        __m256i w0 = load_group(w, g, 0), w1 = load_group(w, g, 1);
+        __m256i v0 = load_group(w, g + 1, 0), v1 = load_group(w, g + 1, 1);
+#pragma GCC unroll 8
+        for (int t = 0; t < n_t; t++) {
+            __m256i b = broadcast4(q + (size_t)t * ld + 4 * g), c = broadcast4(q + (size_t)t * ld + 4 * g + 4);
+            __m256i p0 = _mm256_add_epi16(_mm256_maddubs_epi16(w0, b), _mm256_maddubs_epi16(v0, c));
+            __m256i p1 = _mm256_add_epi16(_mm256_maddubs_epi16(w1, b), _mm256_maddubs_epi16(v1, c));
+            __m256i first = _mm256_set1_epi32(*start[t]);
+            acc[t][0] = _mm256_add_epi32(g == 0 ? first : acc[t][0], widen16(p0));
+            acc[t][1] = _mm256_add_epi32(g == 0 ? first : acc[t][1], widen16(p1));
+            SETTLE(acc[t][0]);
+            SETTLE(acc[t][1]);
+        }
+    }
+}
+
+/* 8 bits, packed with an offset of 128. */
+INLINE void dot_tile_8(__m256i acc[][2], const int32_t *const start[], const uint8_t *w, const int8_t *q, size_t ld,
+                       int n_t, int n_groups)
+{
+    const __m256i offset = _mm256_set1_epi8((char)128);
+#pragma GCC unroll 8
+    for (int g = 0; g < n_groups; g++) {
+        __m256i w0 = _mm256_xor_si256(load_group(w, g, 0), offset), w1 = _mm256_xor_si256(load_group(w, g, 1), offset);
+#pragma GCC unroll 8
+        for (int t = 0; t < n_t; t++) {
+            __m256i b = broadcast4(q + (size_t)t * ld + 4 * g), first = _mm256_set1_epi32(*start[t]);
+            acc[t][0] = _mm256_add_epi32(g == 0 ? first : acc[t][0], pair_signed(w0, b));
+            acc[t][1] = _mm256_add_epi32(g == 0 ? first : acc[t][1], pair_signed(w1, b));
+            SETTLE(acc[t][0]);
+            SETTLE(acc[t][1]);
+        }
+    }
+}
+
+/* acc = start + a sub-block (sub elements) of a packed tile times n_t rows of q, ld apart. The start is added as
+ * late as possible: until then the 16-bit sums need the registers. */
+INLINE void dot_tile(__m256i acc[][2], const int32_t *const start[], const uint8_t *w, const int8_t *q, size_t ld,
+                     int n_t, int sub, int bits)
+{
+    if (bits == 8) dot_tile_8(acc, start, w, q, ld, n_t, sub / 4);
+    else if (bits == 6) dot_tile_6(acc, start, w, q, ld, n_t, sub / 4);
+    else dot_tile_narrow(acc, start, w, q, ld, n_t, sub / 4, bits == 4 ? 8 : 4);
 }
 
 #endif
