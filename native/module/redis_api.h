@@ -259,8 +259,7 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *ctx, void *privdata, R
 
 /* Newer ones: NULL where the server has none. */
 #define REDIS_API_OPTIONAL(X)                                                                                     \
-    X(int, SetCommandACLCategories, (RedisModuleCommand *, const char *categories)) /* 7.2 */                     \
-    X(int, AddACLCategory, (RedisModuleCtx *, const char *name))                    /* 7.4 */
+    X(int, SetCommandACLCategories, (RedisModuleCommand *, const char *categories)) /* 7.2 */
 
 #define REDIS_API_DECLARE(returns, name, args) extern returns(*RedisModule_##name) args;
 REDIS_API_REQUIRED(REDIS_API_DECLARE)
