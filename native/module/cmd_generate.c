@@ -104,7 +104,7 @@ static int reply(RedisModuleCtx *ctx, struct job *j)
     const struct llm_request *r = j->request;
     const uint32_t *output = r->tokens + r->n_prompt;
     size_t n = (size_t)r->n_output, tops = r->params.n_logprobs > 0 ? (size_t)r->params.n_logprobs : 0;
-    if (j->store) {
+    if (j->store && r->finish != LLM_CANCELLED) {
         struct reply_error err;
         if (store_tokens(ctx, j->store, j->store_len, output, n, &err) < 0) return reply_error(ctx, &err);
     }

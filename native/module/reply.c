@@ -22,7 +22,12 @@ int reply_fail_core(struct reply_error *err, const struct infer_error *core)
 
 int reply_error(RedisModuleCtx *ctx, const struct reply_error *err)
 {
-    return RedisModule_ReplyWithError(ctx, err->line);
+    /* Redis sends the line as it is, and core's messages may quote a model file: a line break
+     * in it would end the reply and begin another. */
+    struct reply_error clean = *err;
+    for (char *c = clean.line; *c; c++)
+        if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
+    return RedisModule_ReplyWithError(ctx, clean.line);
 }
 
 int reply_error_core(RedisModuleCtx *ctx, const struct infer_error *core)

@@ -141,7 +141,7 @@ def test_client_unblock_ends_a_request(
 def test_cancel_ends_a_generation_with_what_it_has(
     server: Server, client: redis.Redis, expected: bytes
 ) -> None:
-    job = long_generation(server)
+    job = long_generation(server, "STORE", "out")
     (entry,) = [r for r in requests(client) if r["client"] == job.client_id]
     assert (entry["command"], entry["model"]) == (b"INFER.GENERATE", MODEL.encode())
     assert entry["prompt_tokens"] == len(PROMPT)
@@ -149,6 +149,7 @@ def test_cancel_ends_a_generation_with_what_it_has(
     made = job.result()
     assert made["finish_reason"] == b"cancelled"
     assert made["output_tokens"] < 8000
+    assert client.get("out") is None
     assert client.execute_command("INFER.CANCEL", entry["id"]) == 0
     assert "id is 'x'" in error_of(client, "INFER.CANCEL", "x")
     still_right(client, expected)

@@ -228,6 +228,18 @@ def test_broken_files_are_refused_and_leave_nothing(
         assert len(list(descriptors.iterdir())) == open_files
 
 
+def test_a_files_own_text_cannot_end_the_error_line(other: redis.Redis, model_dir: Path) -> None:
+    def string(text: bytes) -> bytes:
+        return struct.pack("<Q", len(text)) + text
+
+    architecture = string(b"general.architecture") + struct.pack("<I", 8) + string(b"x\r\n+OK")
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
+    (model_dir / "evil.gguf").write_bytes(header + architecture + bytes(64))
+    message = error_of(other, "INFER.MODEL LOAD", "evil", "evil.gguf")
+    assert "architecture" in message and "x??+OK" in message
+    assert other.echo("still in step") == b"still in step"
+
+
 # ---- unloading ----
 
 
