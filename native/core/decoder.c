@@ -18,8 +18,8 @@
  * too: W*x ~ W*q + W*q', each product by the contract of kernels.h, the sum rounded once. The measured effect is
  * in docs/accuracy.md.
  *
- * Chunks depend on the model's shape only and kernels compute each output by
- * itself (kernels.h), so neither threads nor the rest of the batch change a bit. Attention sums over spans of
+ * Kernels compute each output by itself (kernels.h), so neither the threads nor the rest of the batch,
+ * which decide on the chunks, change a bit. Attention sums over spans of
  * SPAN_KEYS keys, merged in order; who computes which span doesn't matter.
  *
  * Ownership: a decoder owns its buffers, allocated once for the largest batch. Called by the
@@ -37,10 +37,11 @@ enum {
     SPAN_PAGES = 2, /* pages of keys that are summed as one; part of what defines the result's bits */
     SPAN_KEYS = SPAN_PAGES * KV_PAGE,
 
-    TOKEN_BLOCK = 256,        /* tokens of one chunk of a product */
+    TOKEN_BLOCK = 64,         /* most tokens of one chunk of a product */
     CHUNK_ROWS = 32,          /* least rows of one chunk: a multiple of ROW_TILE and of ACT_BLOCK */
     CHUNK_ROWS_MAX = 512,
     CHUNKS = 128,             /* about as many chunks of rows, where a matrix is tall enough */
+    MANY_TOKENS = 16,         /* from here on a chunk has twice the rows, which pays for looking at its tokens */
     QUERY_ROWS = 64,          /* most rows of (token, head of a group) that attend together */
     LOCAL_FLOATS = 8192,      /* a thread's own tiles, on its stack */
     PARTIAL_FLOATS = 2 << 20, /* 8 MB for the partial sums of spans */
@@ -89,15 +90,15 @@ struct decoder {
 
     /* Activations, all inside `memory`. */
     float *x;          /* [max_tokens, n_embd] the residual stream */
-    struct act input;  /* [2 * max_tokens, n_embd] normalized x, and after the step's n rows its rounding errors */
-    float *q, *k_out, *v_out; /* [2 * max_tokens, n_q] [.., n_k] [.., n_v]: the rows of q', where used, come last */
+    struct act input;  /* [2 * max_tokens, n_embd] normalized x, with rounding errors or without: fine_row */
+    float *q, *k_out, *v_out; /* [max_tokens, n_q] [max_tokens, n_k] [max_tokens, n_v] */
     struct act heads;  /* [max_tokens, n_att] attention's output */
     struct act hidden; /* [max_tokens, n_ff] silu(gate) * up */
     float *input_x, *heads_x, *hidden_x; /* their x, to write; hidden_x only where a down matrix is float */
     float *tiles;      /* [max_tokens * max(2*n_ff, n_embd)] products of chunks, each chunk's in one piece */
     float *cos, *sin;  /* [max_tokens, n_rot/2] */
     float *partial;    /* [PARTIAL_FLOATS] */
-    float *logits;     /* [2 * max_logits, n_vocab]: the second half for q' */
+    float *logits;     /* [max_logits, n_vocab] */
     void *memory;
     size_t memory_bytes, other_bytes;
 };
@@ -110,8 +111,9 @@ struct local {
     _Alignas(64) int32_t sum[LOCAL_FLOATS / ACT_SUM_BLOCK];
     _Alignas(64) float fsum[LOCAL_FLOATS / ACT_SUM_BLOCK];
     struct act input; /* the above */
-    _Alignas(64) float acc[LOCAL_FLOATS], acc2[LOCAL_FLOATS]; /* [query_rows, v_dim] of attention */
+    _Alignas(64) float acc[LOCAL_FLOATS], acc2[LOCAL_FLOATS]; /* [query_rows, v_dim] of attention; products */
 };
+_Static_assert(LOCAL_FLOATS >= 2 * TOKEN_BLOCK * ROW_TILE, "a block of tokens and its errors times a tile of rows");
 
 static bool is_quantized(const struct weight *w)
 {
@@ -154,34 +156,41 @@ static void multiply_tile(const struct decoder *d, const struct weight *w, int r
     d->k->matmul[w->type](&part, 0, part.n_out, a, y, (size_t)part.n_out, scratch);
 }
 
-/* y [t1-t0, ..] = rows row0 .. row1-1 of w times rows t0 .. t1-1 of a, which has n rows and after them n
- * rows of rounding errors, as y has n more rows for their products. */
-static void multiply_fine(const struct decoder *d, const struct weight *w, int row0, int row1, const struct act *a, int n,
-                          int t0, int t1, float *y, size_t ld_y, void *scratch)
+/* An input with rounding errors holds, for each TOKEN_BLOCK of its n rows, the rows and then as many rows of
+ * their errors, so that one product takes both. Returns where row i is, and its errors in *error_row. */
+static int fine_row(int i, int n, int *error_row)
 {
-    int rows = t1 - t0;
-    struct act coarse = act_rows(a, t0, t1);
-    if (!is_quantized(w)) {
-        d->k->matmul[w->type](w, row0, row1, &coarse, y, ld_y, scratch);
-        return;
-    }
-    float *y2 = y + (size_t)n * ld_y;
-    if (rows == n) { /* adjacent: one product unpacks the weights once */
-        coarse.n_rows = 2 * n;
-        d->k->matmul[w->type](w, row0, row1, &coarse, y, ld_y, scratch);
-    } else {
-        struct act fine = act_rows(a, n + t0, n + t1);
-        d->k->matmul[w->type](w, row0, row1, &coarse, y, ld_y, scratch);
-        d->k->matmul[w->type](w, row0, row1, &fine, y2, ld_y, scratch);
-    }
-    for (int i = 0; i < rows; i++)
-        d->k->add(y + (size_t)i * ld_y + row0, y2 + (size_t)i * ld_y + row0, row1 - row0);
+    int first = i / TOKEN_BLOCK * TOKEN_BLOCK;
+    *error_row = first + i + (n - first < TOKEN_BLOCK ? n - first : TOKEN_BLOCK);
+    return first + i;
 }
 
-static int chunk_rows(int n_out)
+/* y [t1-t0, ..] = rows row0 .. row1-1 of w times tokens t0 .. t1-1, one block, of an input with rounding errors. */
+static void multiply_fine(const struct decoder *d, struct local *mine, const struct weight *w, int row0, int row1,
+                          const struct act *a, int t0, int t1, float *y, size_t ld_y, void *scratch)
 {
+    int n = t1 - t0;
+    if (!is_quantized(w)) {
+        struct act rows = act_rows(a, 2 * t0, 2 * t0 + n);
+        d->k->matmul[w->type](w, row0, row1, &rows, y, ld_y, scratch);
+        return;
+    }
+    struct act both = act_rows(a, 2 * t0, 2 * t0 + 2 * n);
+    int most = LOCAL_FLOATS / (2 * n) / ROW_TILE * ROW_TILE;
+    for (int r = row0, rows; r < row1; r += rows) {
+        rows = row1 - r < most ? row1 - r : most;
+        multiply_tile(d, w, r, r + rows, &both, mine->acc, scratch);
+        const float *coarse = mine->acc, *error = coarse + n * rows;
+        for (int i = 0; i < n; i++)
+            for (int k = 0; k < rows; k++) y[(size_t)i * ld_y + (size_t)(r + k)] = coarse[i * rows + k] + error[i * rows + k];
+    }
+}
+
+static int chunk_rows(int n_out, int n_tokens)
+{
+    int least = n_tokens < MANY_TOKENS ? CHUNK_ROWS : 2 * CHUNK_ROWS;
     int rows = n_out / CHUNKS / CHUNK_ROWS * CHUNK_ROWS;
-    return rows < CHUNK_ROWS ? CHUNK_ROWS : rows > CHUNK_ROWS_MAX ? CHUNK_ROWS_MAX : rows;
+    return rows < least ? least : rows > CHUNK_ROWS_MAX ? CHUNK_ROWS_MAX : rows;
 }
 
 /* The next chunk of a product's rows and tokens for this thread. */
@@ -221,14 +230,7 @@ static void embed(struct pool_thread *t, struct decoder *d)
     }
 }
 
-/* How a product wants its input. */
-enum precision {
-    AS_FLOAT,  /* every weight that reads it is a float */
-    AS_INT8,
-    AS_INT8_FINE, /* with rows of rounding errors: multiply_fine */
-};
-
-/* Row to of a, whose floats are y, = quantized rounding errors of row from. */
+/* Row `to` of a, whose floats are y, = quantized rounding errors of row `from`. */
 static void quantize_error(const struct decoder *d, struct act *a, float *y, int from, int to)
 {
     size_t n = (size_t)a->n;
@@ -239,31 +241,38 @@ static void quantize_error(const struct decoder *d, struct act *a, float *y, int
     d->k->quantize(a, to);
 }
 
+/* How a product wants its input. */
+struct precision {
+    bool quantized; /* some weight that reads it is */
+    bool fine;      /* with rounding errors, for multiply_fine */
+};
+
 static void normalize_rows(const struct decoder *d, struct act *a, float *y, const float *norm, const int *rows, int n,
-                           int begin, int end, enum precision precision)
+                           int begin, int end, struct precision p)
 {
     size_t n_embd = (size_t)d->m->hp.n_embd;
     for (int i = begin; i < end; i++) {
         const float *x = d->x + (size_t)(rows ? rows[i] : i) * n_embd;
-        d->k->rmsnorm(y + (size_t)i * n_embd, x, norm, (int)n_embd, d->m->hp.norm_eps);
-        if (precision != AS_FLOAT) d->k->quantize(a, i);
-        if (precision == AS_INT8_FINE) quantize_error(d, a, y, i, n + i);
+        int at = i, error_at = 0;
+        if (p.fine) at = fine_row(i, n, &error_at);
+        d->k->rmsnorm(y + (size_t)at * n_embd, x, norm, (int)n_embd, d->m->hp.norm_eps);
+        if (p.quantized) d->k->quantize(a, at);
+        if (p.quantized && p.fine) quantize_error(d, a, y, at, error_at);
     }
 }
 
 /* The normalized rows of x that the caller lists (NULL: all n), as input of a product. Few rows: each
  * thread computes them for itself. Many: they are shared out, and a barrier ends that. */
 static const struct act *normalize(struct pool_thread *t, struct decoder *d, struct local *mine, const float *norm,
-                                   const int *rows, int n, enum precision precision)
+                                   const int *rows, int n, struct precision p)
 {
-    if ((precision == AS_INT8_FINE ? 2 : 1) * (size_t)n * mine->input.ld_x <= LOCAL_FLOATS) {
+    if ((p.fine ? 2 : 1) * (size_t)n * mine->input.ld_x <= LOCAL_FLOATS) {
         mine->input.n_rows = n;
-        normalize_rows(d, &mine->input, mine->x, norm, rows, n, 0, n, precision);
+        normalize_rows(d, &mine->input, mine->x, norm, rows, n, 0, n, p);
         return &mine->input;
     }
     int begin, end;
-    while (pool_share(t, n, 4, &begin, &end))
-        normalize_rows(d, &d->input, d->input_x, norm, rows, n, begin, end, precision);
+    while (pool_share(t, n, 4, &begin, &end)) normalize_rows(d, &d->input, d->input_x, norm, rows, n, begin, end, p);
     pool_barrier(t);
     return &d->input;
 }
@@ -277,16 +286,16 @@ static void finish_head(const struct decoder *d, float *x, const float *norm, in
     d->k->rope(x, d->cos + angles, d->sin + angles, hp->n_rot, hp->rope_order == ROPE_NEOX);
 }
 
-static void keys_and_values(struct decoder *d, int layer, int head0, int head1, const struct act *a, int t0, int t1,
-                            void *scratch)
+static void keys_and_values(struct decoder *d, struct local *mine, int layer, int head0, int head1, const struct act *a,
+                            int t0, int t1, void *scratch)
 {
     const struct hparams *hp = &d->m->hp;
     const struct layer *l = &d->m->layers[layer];
     const struct kernels *k = d->k;
     size_t n_k = (size_t)hp->n_k, n_v = (size_t)hp->n_v;
     float *k_out = d->k_out + (size_t)t0 * n_k, *v_out = d->v_out + (size_t)t0 * n_v;
-    multiply_fine(d, &l->wk, head0 * hp->k_dim, head1 * hp->k_dim, a, d->n_tokens, t0, t1, k_out, n_k, scratch);
-    multiply_fine(d, &l->wv, head0 * hp->v_dim, head1 * hp->v_dim, a, d->n_tokens, t0, t1, v_out, n_v, scratch);
+    multiply_fine(d, mine, &l->wk, head0 * hp->k_dim, head1 * hp->k_dim, a, t0, t1, k_out, n_k, scratch);
+    multiply_fine(d, mine, &l->wv, head0 * hp->v_dim, head1 * hp->v_dim, a, t0, t1, v_out, n_v, scratch);
     for (int h = head0; h < head1; h++)
         for (int i = 0; i < t1 - t0; i++) {
             const struct batch_token *b = &d->batch[t0 + i];
@@ -301,13 +310,14 @@ static void keys_and_values(struct decoder *d, int layer, int head0, int head1, 
         }
 }
 
-static void queries(struct decoder *d, int layer, int head0, int head1, const struct act *a, int t0, int t1, void *scratch)
+static void queries(struct decoder *d, struct local *mine, int layer, int head0, int head1, const struct act *a, int t0,
+                    int t1, void *scratch)
 {
     const struct hparams *hp = &d->m->hp;
     const struct layer *l = &d->m->layers[layer];
     size_t n_q = (size_t)hp->n_q;
     float *q = d->q + (size_t)t0 * n_q, scale = 1 / sqrtf((float)hp->k_dim);
-    multiply_fine(d, &l->wq, head0 * hp->k_dim, head1 * hp->k_dim, a, d->n_tokens, t0, t1, q, n_q, scratch);
+    multiply_fine(d, mine, &l->wq, head0 * hp->k_dim, head1 * hp->k_dim, a, t0, t1, q, n_q, scratch);
     for (int h = head0; h < head1; h++)
         for (int i = 0; i < t1 - t0; i++) {
             float *q_head = q + (size_t)i * n_q + h * hp->k_dim;
@@ -318,7 +328,7 @@ static void queries(struct decoder *d, int layer, int head0, int head1, const st
 }
 
 /* Q, K and V of the input: rotated queries into d->q, rotated keys and values into the pages. */
-static void project_qkv(struct pool_thread *t, struct decoder *d, int layer, const struct act *input)
+static void project_qkv(struct pool_thread *t, struct decoder *d, struct local *mine, int layer, const struct act *input)
 {
     const struct hparams *hp = &d->m->hp;
     int kv_units = (hp->n_head_kv + d->kv_unit - 1) / d->kv_unit;
@@ -328,7 +338,7 @@ static void project_qkv(struct pool_thread *t, struct decoder *d, int layer, con
         bool kv = c.row0 < kv_units;
         int unit = kv ? d->kv_unit : d->q_unit, n = kv ? hp->n_head_kv : hp->n_head;
         int head0 = (kv ? c.row0 : c.row0 - kv_units) * unit, head1 = head0 + unit < n ? head0 + unit : n;
-        (kv ? keys_and_values : queries)(d, layer, head0, head1, input, c.t0, c.t1, t->scratch);
+        (kv ? keys_and_values : queries)(d, mine, layer, head0, head1, input, c.t0, c.t1, t->scratch);
     }
 }
 
@@ -425,7 +435,7 @@ static void project_residual(struct pool_thread *t, struct decoder *d, const str
 {
     size_t n_embd = (size_t)d->m->hp.n_embd;
     struct chunk c;
-    while (next_chunk(t, w->n_out, chunk_rows(w->n_out), d->n_tokens, &c)) {
+    while (next_chunk(t, w->n_out, chunk_rows(w->n_out, d->n_tokens), d->n_tokens, &c)) {
         struct act rows = act_rows(a, c.t0, c.t1);
         int n = c.row1 - c.row0;
         float *y = d->tiles + (size_t)c.t0 * n_embd + (size_t)(c.t1 - c.t0) * (size_t)c.row0;
@@ -443,7 +453,7 @@ static void project_hidden(struct pool_thread *t, struct decoder *d, const struc
     size_t n_ff = (size_t)d->m->hp.n_ff;
     bool quantize = is_quantized(&l->down);
     struct chunk c;
-    while (next_chunk(t, (int)n_ff, chunk_rows((int)n_ff), d->n_tokens, &c)) {
+    while (next_chunk(t, (int)n_ff, chunk_rows((int)n_ff, d->n_tokens), d->n_tokens, &c)) {
         struct act rows = act_rows(input, c.t0, c.t1);
         int n = c.row1 - c.row0;
         size_t tile = (size_t)rows.n_rows * (size_t)n;
@@ -470,11 +480,11 @@ static void project_output(struct pool_thread *t, struct decoder *d, struct loca
             d->k->rmsnorm(d->batch[i].hidden, d->x + (size_t)i * n_embd, m->output_norm, (int)n_embd, m->hp.norm_eps);
     if (d->n_rows == 0) return;
     const struct act *input = normalize(t, d, mine, m->output_norm, d->row_token, d->n_rows,
-                                        is_quantized(&m->output) ? AS_INT8_FINE : AS_FLOAT);
+                                        (struct precision){.quantized = is_quantized(&m->output), .fine = true});
     struct chunk c;
-    while (next_chunk(t, m->output.n_out, chunk_rows(m->output.n_out), d->n_rows, &c)) {
+    while (next_chunk(t, m->output.n_out, chunk_rows(m->output.n_out, d->n_rows), d->n_rows, &c)) {
         float *logits = d->logits + (size_t)c.t0 * n_vocab;
-        multiply_fine(d, &m->output, c.row0, c.row1, input, d->n_rows, c.t0, c.t1, logits, n_vocab, t->scratch);
+        multiply_fine(d, mine, &m->output, c.row0, c.row1, input, c.t0, c.t1, logits, n_vocab, t->scratch);
     }
 }
 
@@ -491,8 +501,9 @@ static void forward(struct pool_thread *t, void *arg)
     for (int i = 0; i < m->hp.n_layer; i++) {
         const struct layer *l = &m->layers[i];
         bool quantize = is_quantized(&l->wq) || is_quantized(&l->wk) || is_quantized(&l->wv);
-        const struct act *input = normalize(t, d, &mine, l->attn_norm, NULL, d->n_tokens, quantize ? AS_INT8_FINE : AS_FLOAT);
-        project_qkv(t, d, i, input);
+        const struct act *input = normalize(t, d, &mine, l->attn_norm, NULL, d->n_tokens,
+                                            (struct precision){.quantized = quantize, .fine = true});
+        project_qkv(t, d, &mine, i, input);
         if (i + 1 == m->hp.n_layer && !d->wants_output) break; /* a prompt that goes on needs K and V only */
         pool_barrier(t);
         attention(t, d, &mine, i);
@@ -501,7 +512,7 @@ static void forward(struct pool_thread *t, void *arg)
         pool_barrier(t);
 
         quantize = is_quantized(&l->gate) || is_quantized(&l->up);
-        input = normalize(t, d, &mine, l->ffn_norm, NULL, d->n_tokens, quantize ? AS_INT8 : AS_FLOAT);
+        input = normalize(t, d, &mine, l->ffn_norm, NULL, d->n_tokens, (struct precision){.quantized = quantize});
         project_hidden(t, d, l, input);
         pool_barrier(t);
         project_residual(t, d, &l->down, NULL, &d->hidden);
@@ -615,16 +626,16 @@ static void lay_out(struct decoder *d, struct arena *a)
     for (int i = 0; i < hp->n_layer; i++) float_down |= !is_quantized(&d->m->layers[i].down);
     d->x = take(a, n * n_embd, sizeof *d->x);
     d->input = take_act(a, 2 * n, hp->n_embd, &d->input_x);
-    d->q = take(a, 2 * n * (size_t)hp->n_q, sizeof *d->q);
-    d->k_out = take(a, 2 * n * (size_t)hp->n_k, sizeof *d->k_out);
-    d->v_out = take(a, 2 * n * (size_t)hp->n_v, sizeof *d->v_out);
+    d->q = take(a, n * (size_t)hp->n_q, sizeof *d->q);
+    d->k_out = take(a, n * (size_t)hp->n_k, sizeof *d->k_out);
+    d->v_out = take(a, n * (size_t)hp->n_v, sizeof *d->v_out);
     d->heads = take_act(a, n, d->n_att, &d->heads_x);
     d->hidden = take_act(a, n, hp->n_ff, float_down ? &d->hidden_x : NULL);
     d->tiles = take(a, n * (2 * n_ff > n_embd ? 2 * n_ff : n_embd), sizeof *d->tiles);
     d->cos = take(a, n * (size_t)hp->n_rot / 2 + 1, sizeof *d->cos);
     d->sin = take(a, n * (size_t)hp->n_rot / 2 + 1, sizeof *d->sin);
     d->partial = take(a, PARTIAL_FLOATS, sizeof *d->partial);
-    d->logits = take(a, 2 * (size_t)d->max_logits * (size_t)hp->n_vocab, sizeof *d->logits);
+    d->logits = take(a, (size_t)d->max_logits * (size_t)hp->n_vocab, sizeof *d->logits);
 }
 
 /* Fewest heads whose rows of a and of b elements are whole tiles. */
