@@ -4,10 +4,10 @@
  * (stream.c); their bytes are one contiguous run through it, and the next 16 rows' are prefetched.
  *
  * More: weights are unpacked once into tiles (unpack.c), which are multiplied by 6 tokens
- * at a time (multiply.c). BLOCK_TILES tiles (4 * 12 KB) stay in L2, streamed through L1 once per group of
- * tokens at two vectors per 12 VPDPBUSD; the group's activations (6 * 512 bytes) stay in
- * L1. Float sums of BLOCK_TOKENS tokens wait in L2 from slab to slab, so that each weight is unpacked once
- * for as many tokens.
+ * at a time (multiply.c). Two tiles (24 KB) stay in L1 while all tokens pass by, 3 KB of a group
+ * at a time, the next group's being prefetched. Float sums of BLOCK_TOKENS tokens wait in L2 from slab to
+ * slab, so that each weight is unpacked once for as many tokens; what is prepared of the
+ * activations' sums is shared by BLOCK_TILES tiles.
  *
  * Rows that are not a whole tile: the last tile takes the 16 rows that end there, and stores
  * the new ones only. Matrices of fewer than 16 rows go to the scalar table.
@@ -17,14 +17,17 @@
 #include "formats.h"
 #include "tile.h"
 
-enum { BLOCK_TILES = 4, BLOCK_TOKENS = 256 };
+enum { BLOCK_TILES = 4 };
 
 struct scratch {
     union {
         struct act_rows act_rows;
         struct {
             struct tile tiles[BLOCK_TILES];
-            struct act_slab acts;
+            union {
+                float fsum[BLOCK_TOKENS][SLAB / 16];
+                int32_t start[BLOCK_TOKENS][SLAB / 16];
+            };
             __m512 acc[BLOCK_TILES][BLOCK_TOKENS];
             __m512 macc[BLOCK_TILES][BLOCK_TOKENS];
         };
@@ -41,19 +44,33 @@ struct format {
     [TYPE_##NAME] = {block, (int)sizeof(struct block_##name), sub, zero, has_min},
 static const struct format formats[TYPE_COUNT] = {FOR_EACH_FORMAT(LINE)};
 
-/* Scale, sum times scale, and start value of the n/f->sub sub-blocks from column k0 of row t. */
-static void act_sub_blocks(float *scale, float *fsum, int32_t *start, const struct act *a, int t, int k0, int n,
-                           const struct format *f)
+/* The sums of sub-blocks 0..15, of which `left` exist, of 16 or 32 columns. */
+INLINE __m512i sub_block_sums(const int32_t *sum, int left, int sub)
+{
+    if (sub == ACT_SUM_BLOCK) return _mm512_maskz_loadu_epi32(lanes_left(left), sum);
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    __m512i a = _mm512_maskz_loadu_epi32(lanes_left(2 * left), sum);
+    __m512i b = left > 8 ? _mm512_maskz_loadu_epi32(lanes_left(2 * left - 16), sum + 16) : _mm512_setzero_si512();
+    return _mm512_add_epi32(_mm512_permutex2var_epi32(a, even, b),
+                            _mm512_permutex2var_epi32(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b));
+}
+
+/* Of the n/sub sub-blocks from column k0 of row t: scale * sum where the format has minima, else -zero * sum. */
+static void prepare_sub_blocks(void *out, const struct act *a, int t, int k0, int n, const struct format *f)
 {
     size_t k = (size_t)t * (size_t)a->n + (size_t)k0;
-    const float *from = a->scale + k / ACT_BLOCK;
     const int32_t *sum = a->sum + k / ACT_SUM_BLOCK;
-    for (int s = 0; s < n / f->sub; s++) {
-        float sc = f->sub == 16 ? from[s / 2] : from[s];
-        int32_t total = f->sub == 16 ? sum[s] : sum[2 * s] + sum[2 * s + 1];
-        scale[s] = sc;
-        fsum[s] = sc * (float)total;
-        start[s] = -f->zero * total;
+    for (int s = 0, n_sub = n / f->sub; s < n_sub; s += 16) {
+        __mmask16 some = lanes_left(n_sub - s);
+        __m512i v = sub_block_sums(sum + s * f->sub / ACT_SUM_BLOCK, n_sub - s, f->sub);
+        if (!f->has_min)
+            v = _mm512_mullo_epi32(v, _mm512_set1_epi32(-f->zero));
+        else if (f->sub == ACT_SUM_BLOCK)
+            v = _mm512_castps_si512(_mm512_maskz_loadu_ps(some, a->fsum + k / ACT_SUM_BLOCK + s));
+        else
+            v = _mm512_castps_si512(_mm512_mul_ps(_mm512_maskz_loadu_ps(some, a->scale + k / ACT_BLOCK + s),
+                                                  _mm512_cvtepi32_ps(v)));
+        _mm512_mask_storeu_epi32((int32_t *)out + s, some, v);
     }
 }
 
@@ -81,14 +98,17 @@ static void stream(const struct weight *w, int row0, int row1, const struct act 
     const struct format *f = &formats[w->type];
     rows->q = a->q;
     rows->ld_q = (size_t)a->n;
+    rows->scale = a->scale;
+    rows->ld_scale = (size_t)(a->n / ACT_BLOCK);
+    rows->ld_sub = (size_t)(a->n / f->sub);
     for (int t = 0; t < a->n_rows; t++)
-        act_sub_blocks(rows->scale[t], rows->fsum[t], rows->start[t], a, t, 0, a->n, f);
-    stream_fn *multiply = avx512_stream[w->type][a->n_rows];
+        prepare_sub_blocks(rows->start + (size_t)t * rows->ld_sub, a, t, 0, a->n, f);
+    stream_fn *multiply = avx512_stream(w->type, a->n_rows);
     for (int r = row0; r < row1; r += ROW_TILE) {
         int r0 = r + ROW_TILE <= row1 ? r : row1 - ROW_TILE;
         struct rows tile = tile_rows(w, r0, 0, 1, f);
         __m512 v[STREAM_TOKENS];
-        multiply(v, &tile, w->n_in / f->block, rows);
+        multiply(v, &tile, w->n_in / f->block, rows, a->n_rows);
         for (int t = 0; t < a->n_rows; t++) store_rows(y + (size_t)t * ld_y, r, r0, row1, v[t]);
     }
 }
@@ -99,7 +119,7 @@ static void multiply_tiles(const struct weight *w, const int *r0, int n_tiles, c
 {
     const struct format *f = &formats[w->type];
     multiply_fn *const(*multiply)[GROUP_TOKENS + 1] = f->sub == 16 ? avx512_multiply16 : avx512_multiply32;
-    int n_groups = (n_tokens + GROUP_TOKENS - 1) / GROUP_TOKENS;
+    static const int32_t no_start[GROUP_TOKENS][SLAB / 16];
     for (int i = 0; i < n_tiles; i++) {
         memset(s->acc[i], 0, sizeof **s->acc * (size_t)n_tokens);
         memset(s->macc[i], 0, sizeof **s->macc * (size_t)n_tokens);
@@ -111,18 +131,22 @@ static void multiply_tiles(const struct weight *w, const int *r0, int n_tiles, c
             struct rows rows = tile_rows(w, r0[i], k0, n_tiles, f);
             avx512_unpack[w->type](&s->tiles[i], &rows, n / f->block);
         }
-        for (int g = 0; g < n_groups; g++) {
-            int t = n_tokens * g / n_groups, n_t = n_tokens * (g + 1) / n_groups - t;
-            for (int i = 0; i < n_t; i++) {
-                memcpy(s->acts.q[i], a->q + (size_t)(t0 + t + i) * (size_t)a->n + (size_t)k0, (size_t)n);
-                act_sub_blocks(s->acts.scale[i], s->acts.fsum[i], s->acts.start[i], a, t0 + t + i, k0, n, f);
+        for (int t = 0; t < n_tokens; t++) prepare_sub_blocks(s->start[t], a, t0 + t, k0, n, f);
+        for (int i = 0; i < n_tiles; i += 2)
+            for (int t = 0; t < n_tokens; t += GROUP_TOKENS) {
+                int n_t = n_tokens - t < GROUP_TOKENS ? n_tokens - t : GROUP_TOKENS, two = i + 1 < n_tiles;
+                size_t at = (size_t)(t0 + t) * (size_t)a->n + (size_t)k0;
+                struct act_slab acts = {
+                    .q = a->q + at,
+                    .ld_q = (size_t)a->n,
+                    .scale = a->scale + at / ACT_BLOCK,
+                    .ld_scale = (size_t)a->n / ACT_BLOCK,
+                    .fsum = s->fsum + t,
+                    .start = f->has_min ? no_start : s->start + t,
+                };
+                multiply[two][n_t](s->acc[i] + t, &s->tiles[i], &acts, n_sub);
+                if (f->has_min) avx512_minima[two][n_t](s->macc[i] + t, &s->tiles[i], &acts, n_sub);
             }
-            for (int i = 0; i < n_tiles; i += 2) {
-                int two = i + 1 < n_tiles;
-                multiply[two][n_t](s->acc[i] + t, BLOCK_TOKENS, &s->tiles[i], &s->acts, n_sub);
-                if (f->has_min) avx512_minima[two][n_t](s->macc[i] + t, BLOCK_TOKENS, &s->tiles[i], &s->acts, n_sub);
-            }
-        }
     }
 }
 
@@ -134,7 +158,7 @@ void avx512_matmul_quantized(const struct weight *w, int row0, int row1, const s
         kernels_scalar.matmul[w->type](w, row0, row1, a, y, ld_y, scratch);
         return;
     }
-    if (a->n_rows <= STREAM_TOKENS && a->n <= STREAM_COLUMNS) {
+    if (a->n_rows <= STREAM_TOKENS && a->n_rows * (a->n / formats[w->type].sub) <= STREAM_SUB_BLOCKS) {
         stream(w, row0, row1, a, y, ld_y, &s->act_rows);
         return;
     }

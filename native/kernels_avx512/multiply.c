@@ -21,19 +21,23 @@ INLINE __m512i load_four(const int8_t *q)
 }
 
 /* R, T and sub are constants after inlining: the arrays become registers. */
-INLINE void multiply(__m512 *acc_out, size_t ld_acc, const struct tile *w, const struct act_slab *a, int n_sub,
-                     const int R, const int T, const int sub)
+INLINE void multiply(__m512 *acc_out, const struct tile *w, const struct act_slab *a, int n_sub, const int R, const int T,
+                     const int sub)
 {
     __m512 acc[2][GROUP_TOKENS];
 #pragma GCC unroll 2
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 6
-        for (int t = 0; t < T; t++) acc[r][t] = acc_out[(size_t)r * ld_acc + (size_t)t];
-    const int8_t *q = a->q[0];
+        for (int t = 0; t < T; t++) acc[r][t] = acc_out[r * BLOCK_TOKENS + t];
+    const int8_t *q = a->q;
+    size_t ld_q = a->ld_q, ld_scale = a->ld_scale;
     for (int s = 0; s < n_sub; s++, q += sub) {
         __m512i isum[2][GROUP_TOKENS];
 #pragma GCC unroll 6
         for (int t = 0; t < T; t++) isum[0][t] = isum[1][t] = _mm512_set1_epi32(a->start[t][s]);
+#pragma GCC unroll 6
+        for (int t = 0; t < T; t++) /* the next group's */
+            _mm_prefetch((const char *)(q + (size_t)(t + GROUP_TOKENS) * ld_q), _MM_HINT_T0);
 #pragma GCC unroll 8
         for (int k = 0; k < sub / 4; k++) {
             __m512i weights[2];
@@ -41,14 +45,15 @@ INLINE void multiply(__m512 *acc_out, size_t ld_acc, const struct tile *w, const
             for (int r = 0; r < R; r++) weights[r] = w[r].w[s * (sub / 4) + k];
 #pragma GCC unroll 6
             for (int t = 0; t < T; t++) {
-                __m512i four = load_four(q + t * ACT_STRIDE + 4 * k);
+                __m512i four = load_four(q + (size_t)t * ld_q + 4 * k);
 #pragma GCC unroll 2
                 for (int r = 0; r < R; r++) isum[r][t] = _mm512_dpbusd_epi32(isum[r][t], weights[r], four);
             }
         }
+        const float *scales = a->scale + s * sub / ACT_BLOCK;
 #pragma GCC unroll 6
         for (int t = 0; t < T; t++) {
-            __m512 scale = _mm512_set1_ps(a->scale[t][s]);
+            __m512 scale = _mm512_set1_ps(scales[(size_t)t * ld_scale]);
 #pragma GCC unroll 2
             for (int r = 0; r < R; r++)
                 acc[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[r][t]), _mm512_mul_ps(w[r].d[s], scale), acc[r][t]);
@@ -57,17 +62,16 @@ INLINE void multiply(__m512 *acc_out, size_t ld_acc, const struct tile *w, const
 #pragma GCC unroll 2
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 6
-        for (int t = 0; t < T; t++) acc_out[(size_t)r * ld_acc + (size_t)t] = acc[r][t];
+        for (int t = 0; t < T; t++) acc_out[r * BLOCK_TOKENS + t] = acc[r][t];
 }
 
-INLINE void minima(__m512 *macc_out, size_t ld_acc, const struct tile *w, const struct act_slab *a, int n_sub,
-                   const int R, const int T)
+INLINE void minima(__m512 *macc_out, const struct tile *w, const struct act_slab *a, int n_sub, const int R, const int T)
 {
     __m512 macc[2][GROUP_TOKENS];
 #pragma GCC unroll 2
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 6
-        for (int t = 0; t < T; t++) macc[r][t] = macc_out[(size_t)r * ld_acc + (size_t)t];
+        for (int t = 0; t < T; t++) macc[r][t] = macc_out[r * BLOCK_TOKENS + t];
     for (int s = 0; s < n_sub; s++) {
 #pragma GCC unroll 6
         for (int t = 0; t < T; t++) {
@@ -79,16 +83,16 @@ INLINE void minima(__m512 *macc_out, size_t ld_acc, const struct tile *w, const 
 #pragma GCC unroll 2
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 6
-        for (int t = 0; t < T; t++) macc_out[(size_t)r * ld_acc + (size_t)t] = macc[r][t];
+        for (int t = 0; t < T; t++) macc_out[r * BLOCK_TOKENS + t] = macc[r][t];
 }
 
 #define FOR_EACH_T(X, R) X(R, 1) X(R, 2) X(R, 3) X(R, 4) X(R, 5) X(R, 6)
-#define PARAMETERS __m512 *acc, size_t ld_acc, const struct tile *w, const struct act_slab *a, int n_sub
+#define PARAMETERS __m512 *acc, const struct tile *w, const struct act_slab *a, int n_sub
 
 #define DEFINE(R, T)                                                                                          \
-    static void multiply32_##R##_##T(PARAMETERS) { multiply(acc, ld_acc, w, a, n_sub, R, T, 32); }            \
-    static void multiply16_##R##_##T(PARAMETERS) { multiply(acc, ld_acc, w, a, n_sub, R, T, 16); }            \
-    static void minima_##R##_##T(PARAMETERS) { minima(acc, ld_acc, w, a, n_sub, R, T); }
+    static void multiply32_##R##_##T(PARAMETERS) { multiply(acc, w, a, n_sub, R, T, 32); }            \
+    static void multiply16_##R##_##T(PARAMETERS) { multiply(acc, w, a, n_sub, R, T, 16); }            \
+    static void minima_##R##_##T(PARAMETERS) { minima(acc, w, a, n_sub, R, T); }
 FOR_EACH_T(DEFINE, 1)
 FOR_EACH_T(DEFINE, 2)
 

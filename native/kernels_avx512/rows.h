@@ -84,13 +84,19 @@ INLINE void load_4(__m512i out[4], const struct rows *r, size_t at)
     transpose_quarters(out, v);
 }
 
-/* The same for 4 bytes. */
+/* The same for 4 bytes. Not by a gather: those are slow on some CPUs, and on others since Downfall's mitigation. */
 INLINE __m512i load_1(const struct rows *r, size_t at)
 {
     prefetch_rows(r, at, 4);
-    __m512i offset = _mm512_mullo_epi32(_mm512_set1_epi32((int)r->stride),
-                                        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    return _mm512_i32gather_epi32(offset, r->first + at, 1);
+    __m128i v[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        __m128i a = _mm_loadu_si32(row_at(r, 4 * i, at)), b = _mm_loadu_si32(row_at(r, 4 * i + 1, at));
+        __m128i c = _mm_loadu_si32(row_at(r, 4 * i + 2, at)), d = _mm_loadu_si32(row_at(r, 4 * i + 3, at));
+        v[i] = _mm_unpacklo_epi64(_mm_unpacklo_epi32(a, b), _mm_unpacklo_epi32(c, d));
+    }
+    __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(v[0]), v[1], 1);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), _mm256_inserti128_si256(_mm256_castsi128_si256(v[2]), v[3], 1), 1);
 }
 
 #endif

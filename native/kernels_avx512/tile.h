@@ -18,29 +18,33 @@
 /* ---- few activation rows: stream.c ---- */
 
 enum {
-    STREAM_TOKENS = 4,        /* activation rows at most */
-    STREAM_COLUMNS = 32768,   /* columns at most; wider matrices go through tiles */
+    STREAM_TOKENS = 16,         /* activation rows at most */
+    STREAM_SUB_BLOCKS = 16384,  /* of all of them at most */
 };
 
-/* Activation rows, per sub-block of the weights' format. */
+/* Activation rows, with what the weights' format wants to know of each sub-block. */
 struct act_rows {
     const int8_t *q;
-    size_t ld_q;
-    float scale[STREAM_TOKENS][STREAM_COLUMNS / 16];
-    float fsum[STREAM_TOKENS][STREAM_COLUMNS / 16];     /* scale * sum; formats with a minimum only */
-    int32_t start[STREAM_TOKENS][STREAM_COLUMNS / 16];  /* -zero * sum: the integer sums start here */
+    size_t ld_q;        /* from row to row */
+    const float *scale; /* of 32 columns each */
+    size_t ld_scale;
+    size_t ld_sub;
+    union {             /* [token][sub-block] */
+        float fsum[STREAM_SUB_BLOCKS];    /* scale * sum; formats with a minimum */
+        int32_t start[STREAM_SUB_BLOCKS]; /* -zero * sum, where the integer sums start; the others */
+    };
 };
 
-/* y[t] = the products of 16 rows of n_blocks blocks with activation row t. By type and number of tokens. */
-typedef void stream_fn(__m512 *y, const struct rows *r, int n_blocks, const struct act_rows *a);
-extern stream_fn *const avx512_stream[TYPE_COUNT][STREAM_TOKENS + 1];
+/* y[t] = the products of 16 rows of n_blocks blocks with activation row t < n_tokens. */
+typedef void stream_fn(__m512 *y, const struct rows *r, int n_blocks, const struct act_rows *a, int n_tokens);
+stream_fn *avx512_stream(enum tensor_type t, int n_tokens);
 
 /* ---- many: unpack.c, multiply.c ---- */
 
 enum {
-    SLAB = 512,        /* columns of a tile; a multiple of every format's block */
-    GROUP_TOKENS = 6,  /* activation rows that are multiplied at once, see multiply.c */
-    ACT_STRIDE = SLAB + 64,
+    SLAB = 512,         /* columns of a tile; a multiple of every format's block */
+    GROUP_TOKENS = 6,   /* activation rows that are multiplied at once, see multiply.c */
+    BLOCK_TOKENS = 256, /* activation rows that one unpacking of the weights serves */
 };
 
 /* A slab of 16 weight rows, unpacked. */
@@ -50,21 +54,21 @@ struct tile {
     __m512 m[SLAB / 16]; /* [sub-block], formats with a minimum only */
 };
 
-/* The same columns of up to GROUP_TOKENS activation rows, copied so that each is a fixed
- * distance from the next: that saves a pointer per row, and rows whose length is a
- * multiple of the page would all fall on the same lines of L1. */
-struct act_slab {
-    int8_t q[GROUP_TOKENS][ACT_STRIDE];
-    float scale[GROUP_TOKENS][SLAB / 16];
-    float fsum[GROUP_TOKENS][SLAB / 16];
-    int32_t start[GROUP_TOKENS][SLAB / 16];
-};
-
 typedef void unpack_fn(struct tile *out, const struct rows *r, int n_blocks);
 extern unpack_fn *const avx512_unpack[TYPE_COUNT];
 
-/* Adds n_sub sub-blocks' products to acc, [tile][token], ld_acc vectors from tile to tile. */
-typedef void multiply_fn(__m512 *acc, size_t ld_acc, const struct tile *w, const struct act_slab *a, int n_sub);
+/* The same columns of a group of activation rows. */
+struct act_slab {
+    const int8_t *q;
+    size_t ld_q;
+    const float *scale; /* of 32 columns each */
+    size_t ld_scale;
+    const float (*fsum)[SLAB / 16];    /* [token][sub-block]: scale * sum; formats with a minimum only */
+    const int32_t (*start)[SLAB / 16]; /* [token][sub-block]: -zero * sum; the integer sums start here */
+};
+
+/* Adds n_sub sub-blocks' products to acc, [tile][token], BLOCK_TOKENS vectors from tile to tile. */
+typedef void multiply_fn(__m512 *acc, const struct tile *w, const struct act_slab *a, int n_sub);
 
 /* By the number of tiles - 1 (1 or 2) and of tokens (1..GROUP_TOKENS). */
 extern multiply_fn *const avx512_multiply32[2][GROUP_TOKENS + 1], *const avx512_multiply16[2][GROUP_TOKENS + 1];
