@@ -75,6 +75,16 @@ INLINE void multiply(enum tensor_type type, int n_r, int n_t, const struct weigh
     }
 }
 
+/* n_r rows times all of n_t activation rows. */
+INLINE void multiply_rows(enum tensor_type type, int n_r, const struct weight *w, int r, const struct act *a, int t,
+                          int n_t, float *y, size_t ld_y)
+{
+    int end = t + n_t;
+    for (; t + 3 <= end; t += 3) multiply(type, n_r, 3, w, r, a, t, y, ld_y);
+    if (end - t == 2) multiply(type, n_r, 2, w, r, a, t, y, ld_y);
+    if (end - t == 1) multiply(type, n_r, 1, w, r, a, t, y, ld_y);
+}
+
 INLINE void matmul(enum tensor_type type, const struct weight *w, int row0, int row1, const struct act *a, float *y,
                    size_t ld_y)
 {
@@ -84,15 +94,13 @@ INLINE void matmul(enum tensor_type type, const struct weight *w, int row0, int 
         for (; r < row1; r++) multiply(type, 1, 1, w, r, a, 0, y, ld_y);
         return;
     }
-    for (; r < row1; r += 2) {
-        int t = 0;
-        if (r + 2 <= row1) {
-            for (; t + 3 <= a->n_rows; t += 3) multiply(type, 2, 3, w, r, a, t, y, ld_y);
-            for (; t < a->n_rows; t++) multiply(type, 2, 1, w, r, a, t, y, ld_y);
-        } else {
-            for (; t + 3 <= a->n_rows; t += 3) multiply(type, 1, 3, w, r, a, t, y, ld_y);
-            for (; t < a->n_rows; t++) multiply(type, 1, 1, w, r, a, t, y, ld_y);
-        }
+    /* As many activation rows as stay in L2 while the weights pass by, a multiple of 3. */
+    int chunk = (256 << 10) / (4 * w->n_in) / 3 * 3;
+    if (chunk < 12) chunk = 12;
+    for (int t = 0; t < a->n_rows; t += chunk) {
+        int n_t = a->n_rows - t < chunk ? a->n_rows - t : chunk;
+        for (r = row0; r + 2 <= row1; r += 2) multiply_rows(type, 2, w, r, a, t, n_t, y, ld_y);
+        if (r < row1) multiply_rows(type, 1, w, r, a, t, n_t, y, ld_y);
     }
 }
 

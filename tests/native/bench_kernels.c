@@ -1,4 +1,5 @@
-/* Speed of the matrix products, by table, type and number of activation rows, on one thread:
+/* Speed of the matrix products, by table, type and number of activation rows, and of
+ * attention ("attend" for a type), by number of queries, on one thread:
  *
  *     bench_kernels [table [type [n_in [MB]]]]      "all" stands for any
  *
@@ -18,6 +19,16 @@
 enum { RUNS = 9, MAX_TOKENS = 256 };
 
 static size_t weight_bytes = (size_t)192 << 20;
+
+static void *allocate(size_t bytes)
+{
+    void *p = platform_map_anonymous(bytes);
+    if (!p) {
+        fprintf(stderr, "no memory for %zu bytes\n", bytes);
+        exit(1);
+    }
+    return p;
+}
 
 static double thread_seconds(void)
 {
@@ -53,6 +64,9 @@ static void bench(const struct kernels *k, enum tensor_type type, int n_in, unsi
 {
     struct weight w = {.type = type, .n_in = n_in, .row_bytes = tensor_row_bytes(type, n_in), .data = data};
     w.n_out = (int)(weight_bytes / w.row_bytes) / ROW_TILE * ROW_TILE;
+    if (tensor_type_info(type)->block == 1) /* floats: exponents that multiply to something */
+        for (size_t i = (size_t)tensor_type_info(type)->block_bytes - 1; i < weight_bytes; i += (size_t)tensor_type_info(type)->block_bytes)
+            data[i] = 0x3c;
     printf("%-8s %-5s", k->name, tensor_type_name(type));
     static const int counts[] = {1, 2, 3, 4, 6, 8, 16, 64, MAX_TOKENS};
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
@@ -65,14 +79,41 @@ static void bench(const struct kernels *k, enum tensor_type type, int n_in, unsi
     putchar('\n');
 }
 
-static void *allocate(size_t bytes)
+/* Attention of 1 to 192 queries to 4096 keys, heads of 64 and 128. GMAC/s counts both products. */
+static void bench_attend(const struct kernels *k)
 {
-    void *p = platform_map_anonymous(bytes);
-    if (!p) {
-        fprintf(stderr, "no memory for %zu bytes\n", bytes);
-        exit(1);
+    enum { KEYS = 4096, PAGES = KEYS / KV_PAGE, QUERIES = 192 };
+    static float q[QUERIES][128], m[QUERIES], l[QUERIES], acc[QUERIES * 128];
+    static const float *rows[QUERIES];
+    static int n_keys[QUERIES];
+    void *scratch = allocate(k->scratch_bytes);
+    for (int dim = 64; dim <= 128; dim *= 2) {
+        const uint16_t *k_pages[PAGES], *v_pages[PAGES];
+        uint16_t *cache = allocate((size_t)KEYS * 2 * (size_t)dim * sizeof *cache);
+        for (int i = 0; i < KEYS * 2 * dim; i++) cache[i] = (uint16_t)(0x3000 + i % 997);
+        for (int i = 0; i < PAGES; i++) {
+            k_pages[i] = cache + (size_t)i * 2 * KV_PAGE * (size_t)dim;
+            v_pages[i] = k_pages[i] + KV_PAGE * dim;
+        }
+        for (int i = 0; i < QUERIES; i++) {
+            rows[i] = q[i];
+            n_keys[i] = KEYS;
+            for (int d = 0; d < dim; d++) q[i][d] = (float)((i * 31 + d) % 17 - 8) * 0.01f;
+        }
+        printf("%-8s attend, heads of %d", k->name, dim);
+        static const int counts[] = {1, 2, 3, 4, 8, QUERIES};
+        for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
+            double best = 1;
+            for (int run = 0; run < RUNS; run++) {
+                double start = thread_seconds();
+                k->attend(rows, n_keys, counts[c], dim, dim, k_pages, v_pages, m, l, acc, scratch);
+                double seconds = thread_seconds() - start;
+                if (seconds < best) best = seconds;
+            }
+            printf("  %d: %4.1f GMAC/s", counts[c], 2.0 * KEYS * counts[c] * dim / best * 1e-9);
+        }
+        putchar('\n');
     }
-    return p;
 }
 
 int main(int argc, char **argv)
@@ -107,6 +148,10 @@ int main(int argc, char **argv)
     for (int t = 0; t < MAX_TOKENS; t++) kernels_scalar.quantize(&a, t);
     float *y = allocate((weight_bytes / tensor_row_bytes(TYPE_Q2_K, n_in) + ROW_TILE) * MAX_TOKENS * sizeof(float));
 
+    for (const struct kernels *const *k = kernels_available(); *k; k++)
+        if ((strcmp(type, "all") == 0 || strcmp(type, "attend") == 0) &&
+            (strcmp(table, "all") == 0 || strcmp(table, (*k)->name) == 0))
+            bench_attend(*k);
     for (int t = 0; t < TYPE_COUNT; t++) {
         if (!tensor_type_supported((uint32_t)t)) continue;
         if (strcmp(type, "all") != 0 && strcmp(type, tensor_type_name((uint32_t)t)) != 0) continue;
