@@ -26,14 +26,14 @@ INLINE void score(float (*p)[KV_PAGE], const float *const *q, const uint16_t *k_
 #pragma GCC unroll 8
         for (int v = 0; v < n_v; v++) s[i][v] = _mm256_setzero_ps();
     for (int d = 0; d < k_dim; d++) {
-        __m256 k[8];
-#pragma GCC unroll 8
-        for (int v = 0; v < n_v; v++) k[v] = load_f16(k_page + d * KV_PAGE + j0 + 8 * v);
+        __m256 x[QUERIES];
 #pragma GCC unroll 4
-        for (int i = 0; i < n_q; i++) {
-            __m256 x = _mm256_set1_ps(q[i][d]);
+        for (int i = 0; i < n_q; i++) x[i] = _mm256_set1_ps(q[i][d]);
 #pragma GCC unroll 8
-            for (int v = 0; v < n_v; v++) s[i][v] = _mm256_fmadd_ps(x, k[v], s[i][v]);
+        for (int v = 0; v < n_v; v++) {
+            __m256 k = load_f16(k_page + d * KV_PAGE + j0 + 8 * v);
+#pragma GCC unroll 4
+            for (int i = 0; i < n_q; i++) s[i][v] = _mm256_fmadd_ps(x[i], k, s[i][v]);
         }
     }
 #pragma GCC unroll 4
@@ -46,7 +46,7 @@ INLINE void score(float (*p)[KV_PAGE], const float *const *q, const uint16_t *k_
 INLINE void score_page(float (*p)[KV_PAGE], const float *const *q, const uint16_t *k_page, int k_dim, int keys,
                        int n_q)
 {
-    const int n_v = n_q == 1 ? 8 : n_q == 2 ? 4 : 2;
+    const int n_v = n_q == 1 ? 8 : n_q <= 3 ? 4 : 2;
     for (int j = 0; j < keys; j += 8 * n_v) score(p, q, k_page, k_dim, j, n_q, n_v);
 }
 
@@ -82,35 +82,35 @@ INLINE float soften(float *p, int seen, bool first, float *m, float *l)
 INLINE void add_values(float *const *acc, const float *c, float (*p)[KV_PAGE], const uint16_t *v_page, int v_dim,
                        int d, int j0, int j1, int n_q, int n_v)
 {
-    __m256 sum[QUERIES][4];
+    __m256 sum[QUERIES][8];
 #pragma GCC unroll 4
     for (int i = 0; i < n_q; i++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < n_v; v++) {
             sum[i][v] = _mm256_loadu_ps(acc[i] + d + 8 * v);
             if (c) sum[i][v] = _mm256_mul_ps(sum[i][v], _mm256_set1_ps(c[i]));
         }
     for (int j = j0; j < j1; j++) {
-        __m256 x[4];
+        __m256 w[QUERIES];
 #pragma GCC unroll 4
-        for (int v = 0; v < n_v; v++) x[v] = load_f16(v_page + j * v_dim + d + 8 * v);
+        for (int i = 0; i < n_q; i++) w[i] = _mm256_set1_ps(p[i][j]);
+#pragma GCC unroll 8
+        for (int v = 0; v < n_v; v++) {
+            __m256 x = load_f16(v_page + j * v_dim + d + 8 * v);
 #pragma GCC unroll 4
-        for (int i = 0; i < n_q; i++) {
-            __m256 w = _mm256_set1_ps(p[i][j]);
-#pragma GCC unroll 4
-            for (int v = 0; v < n_v; v++) sum[i][v] = _mm256_fmadd_ps(w, x[v], sum[i][v]);
+            for (int i = 0; i < n_q; i++) sum[i][v] = _mm256_fmadd_ps(w[i], x, sum[i][v]);
         }
     }
 #pragma GCC unroll 4
     for (int i = 0; i < n_q; i++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < n_v; v++) _mm256_storeu_ps(acc[i] + d + 8 * v, sum[i][v]);
 }
 
 INLINE void add_all_values(float *const *acc, const float *c, float (*p)[KV_PAGE], const uint16_t *v_page, int v_dim,
                            int j0, int j1, int n_q)
 {
-    const int n_v = n_q <= 2 ? 4 : 2;
+    const int n_v = n_q == 1 ? 8 : n_q <= 3 ? 4 : 2;
     int d = 0;
     for (; d + 8 * n_v <= v_dim; d += 8 * n_v) add_values(acc, c, p, v_page, v_dim, d, j0, j1, n_q, n_v);
     for (; d + 8 <= v_dim; d += 8) add_values(acc, c, p, v_page, v_dim, d, j0, j1, n_q, 1);
