@@ -342,9 +342,19 @@ static void project_qkv(struct pool_thread *t, struct decoder *d, struct local *
     }
 }
 
-/* One span of one group: m, l [n_rows], acc [n_rows, v_dim]. */
-static void attend_span(const struct decoder *d, int layer, const struct query_group *g, int span, float *m, float *l,
-                        float *acc, void *scratch)
+/* Page i of a span, where the group's head begins in it. */
+static void span_page(const struct decoder *d, int layer, const struct query_group *g, int span, int i, const uint16_t **k,
+                      const uint16_t **v)
+{
+    const uint16_t *page = g->seq->pages[span * SPAN_PAGES + i]->data;
+    *k = page + kv_k_offset(&d->m->hp, layer, g->head);
+    *v = page + kv_v_offset(&d->m->hp, layer, g->head);
+}
+
+/* One span of one group: m, l [n_rows], acc [n_rows, v_dim]. next_g, next_span: what this thread is
+ * likely to attend to after it; next_g is NULL if nothing. */
+static void attend_span(const struct decoder *d, int layer, const struct query_group *g, int span,
+                        const struct query_group *next_g, int next_span, float *m, float *l, float *acc, void *scratch)
 {
     const struct hparams *hp = &d->m->hp;
     const float *q[QUERY_ROWS];
@@ -356,12 +366,11 @@ static void attend_span(const struct decoder *d, int layer, const struct query_g
         n_keys[i] = seen < 0 ? 0 : seen > SPAN_KEYS ? SPAN_KEYS : seen;
         if (n_keys[i] > most) most = n_keys[i];
     }
-    const uint16_t *k_pages[SPAN_PAGES], *v_pages[SPAN_PAGES];
-    for (int i = 0; i * KV_PAGE < most; i++) {
-        const uint16_t *page = g->seq->pages[span * SPAN_PAGES + i]->data;
-        k_pages[i] = page + kv_k_offset(hp, layer, g->head);
-        v_pages[i] = page + kv_v_offset(hp, layer, g->head);
-    }
+    const uint16_t *k_pages[SPAN_PAGES + 1], *v_pages[SPAN_PAGES + 1];
+    int n_pages = 0;
+    for (; n_pages * KV_PAGE < most; n_pages++) span_page(d, layer, g, span, n_pages, &k_pages[n_pages], &v_pages[n_pages]);
+    k_pages[n_pages] = v_pages[n_pages] = NULL;
+    if (next_g) span_page(d, layer, next_g, next_span, 0, &k_pages[n_pages], &v_pages[n_pages]);
     d->k->attend(q, n_keys, g->n_rows, hp->k_dim, hp->v_dim, k_pages, v_pages, m, l, acc, scratch);
 }
 
@@ -398,12 +407,19 @@ static void attention(struct pool_thread *t, struct decoder *d, struct local *mi
     while (pool_share(t, d->n_items, 1, &at, &end)) {
         struct query_group *g = &d->groups[d->items[at].group];
         size_t n_rows = (size_t)g->n_rows;
-        int span = d->items[at].span;
+        int span = d->items[at].span, next_span = 0;
+        const struct query_group *next = NULL;
+        if (at + 1 < d->n_items) {
+            next = &d->groups[d->items[at + 1].group];
+            next_span = d->items[at + 1].span < 0 ? 0 : d->items[at + 1].span;
+        }
         if (span < 0) {
             float m[QUERY_ROWS], l[QUERY_ROWS], m2[QUERY_ROWS], l2[QUERY_ROWS];
-            attend_span(d, layer, g, 0, m, l, mine->acc, t->scratch);
-            for (int s = 1; s < g->n_spans; s++) {
-                attend_span(d, layer, g, s, m2, l2, mine->acc2, t->scratch);
+            for (int s = 0; s < g->n_spans; s++) {
+                bool last = s + 1 == g->n_spans;
+                attend_span(d, layer, g, s, last ? next : g, last ? next_span : s + 1, s ? m2 : m, s ? l2 : l,
+                            s ? mine->acc2 : mine->acc, t->scratch);
+                if (s == 0) continue;
                 merge_span(d, g, s, m, l, mine->acc, m2, l2, mine->acc2);
             }
             finish_group(d, layer, g, l, mine->acc);
@@ -411,7 +427,7 @@ static void attention(struct pool_thread *t, struct decoder *d, struct local *mi
         }
         size_t stride = n_rows * (v_dim + 2);
         float *m = g->partial + (size_t)span * stride;
-        attend_span(d, layer, g, span, m, m + n_rows, m + 2 * n_rows, t->scratch);
+        attend_span(d, layer, g, span, next, next_span, m, m + n_rows, m + 2 * n_rows, t->scratch);
         if (atomic_fetch_sub_explicit(&g->spans_left, 1, memory_order_acq_rel) > 1) continue;
         /* The last one to finish merges, always in the order of the spans. */
         atomic_store_explicit(&g->spans_left, g->n_spans, memory_order_relaxed); /* for the next layer */

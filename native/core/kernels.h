@@ -111,7 +111,8 @@ struct kernels {
      * span of keys that they share, as partial results to be merged.
      * q: [n_q, k_dim], already scaled by 1/sqrt(k_dim), rows ld_q floats apart by index: q[i] points to row i.
      * n_keys[i]: query i sees keys 0..n_keys[i]-1 of the span (>= 0).
-     * k_pages, v_pages: one pointer per KV_PAGE keys, as kv_store lays them out.
+     * k_pages, v_pages: one pointer per KV_PAGE keys, as kv_store lays them out, and one more: the page that
+     * the caller will attend to next, which a kernel may prefetch, or NULL.
      * Out, per query: m (maximum), l (sum), acc [n_q, v_dim] (not divided by l).
      * A query that sees no key gets m = -INFINITY, l = 0, acc = 0. Slots past n_keys are never used
      * (they may hold anything, NaN too).

@@ -4,8 +4,11 @@
  * for the 64 of a page, K lies transposed so that each step over the head's
  * dimension loads them and broadcasts one element per query. Values: lanes are the
  * head's dimension, 64 at a time. Registers: QUERIES * 4 sums + 4 loaded + 1
- * broadcast = 29. When there are more queries than two blocks, the page is widened to float32
- * once in scratch, for all of them.
+ * broadcast = 29.
+ *
+ * Many queries: up to CHUNK of them take a page together, first all their scores, then all their
+ * values; K and then V are widened to float32 once for them, in the same 16 KB (heads of 64) to
+ * 32 KB (of 128), which stay in L1.
  *
  * Slots that a query does not see may hold anything: their scores are masked before they are
  * used, and their values are not touched. Scratch is the caller's, one thread's own; any thread. */
@@ -14,27 +17,29 @@
 
 enum {
     QUERIES = 6,
+    CHUNK = 66,
+    CHUNK_BLOCKS = CHUNK / QUERIES,
     VECTORS = KV_PAGE / 16,
     WIDE_DIM = 256, /* largest head that is widened in scratch */
 };
 
 struct scratch {
-    float k[WIDE_DIM * KV_PAGE], v[WIDE_DIM * KV_PAGE];
-    float p[QUERIES][KV_PAGE];
+    float wide[WIDE_DIM * KV_PAGE];
+    float p[CHUNK][KV_PAGE];
 };
 _Static_assert(sizeof(struct scratch) <= AVX512_SCRATCH_BYTES, "AVX512_SCRATCH_BYTES is too small");
 
-/* One page, as stored or widened. */
+/* K or V of one page, as stored or, if wide is not NULL, widened; next: the page to be fetched meanwhile. */
 struct page {
-    const uint16_t *k, *v;
-    const float *k_wide, *v_wide;    /* used where wide */
-    const uint16_t *next_k, *next_v; /* fetched meanwhile */
+    const uint16_t *half, *next;
+    const float *wide;
 };
 
 /* A block of queries and their running results. */
 struct queries {
+    int n, common;     /* queries, and the slots that all of them see */
     const float *q[QUERIES];
-    int seen[QUERIES]; /* keys of this page, 0..KV_PAGE */
+    int seen[QUERIES]; /* keys of this page, 1..KV_PAGE */
     float *m[QUERIES], *l[QUERIES], *acc[QUERIES];
 };
 
@@ -47,9 +52,10 @@ INLINE void prefetch_line(const uint16_t *p)
 
 INLINE __m512 load_half(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
 
-INLINE void scores(__m512 s[QUERIES][VECTORS], const struct queries *b, const struct page *page, int k_dim,
+INLINE void scores(float out[QUERIES][KV_PAGE], const struct queries *b, const struct page *page, int k_dim,
                    const int Q, const bool wide)
 {
+    __m512 s[QUERIES][VECTORS];
 #pragma GCC unroll 6
     for (int i = 0; i < Q; i++)
 #pragma GCC unroll 4
@@ -57,13 +63,13 @@ INLINE void scores(__m512 s[QUERIES][VECTORS], const struct queries *b, const st
     for (int d = 0; d < k_dim; d++) {
         __m512 k[VECTORS];
         if (!wide) {
-            prefetch_line(page->next_k + d * KV_PAGE);
-            prefetch_line(page->next_k + d * KV_PAGE + KV_PAGE / 2);
+            prefetch_line(page->next + d * KV_PAGE);
+            prefetch_line(page->next + d * KV_PAGE + KV_PAGE / 2);
         }
 #pragma GCC unroll 4
         for (int j = 0; j < VECTORS; j++)
-            k[j] = wide ? _mm512_loadu_ps(page->k_wide + d * KV_PAGE + 16 * j)
-                        : load_half(page->k + d * KV_PAGE + 16 * j);
+            k[j] = wide ? _mm512_loadu_ps(page->wide + d * KV_PAGE + 16 * j)
+                        : load_half(page->half + d * KV_PAGE + 16 * j);
 #pragma GCC unroll 6
         for (int i = 0; i < Q; i++) {
             __m512 q = _mm512_set1_ps(b->q[i][d]);
@@ -71,17 +77,22 @@ INLINE void scores(__m512 s[QUERIES][VECTORS], const struct queries *b, const st
             for (int j = 0; j < VECTORS; j++) s[i][j] = _mm512_fmadd_ps(q, k[j], s[i][j]);
         }
     }
+#pragma GCC unroll 6
+    for (int i = 0; i < Q; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < VECTORS; j++) _mm512_storeu_ps(out[i] + 16 * j, s[i][j]);
 }
 
-/* Scores to probabilities p; updates m and l, scales acc. */
-INLINE void softmax(float p[KV_PAGE], const __m512 s[VECTORS], int seen, float *m, float *l, float *acc, int v_dim,
-                    bool first)
+/* Scores in p become probabilities; updates m and l, scales acc. */
+static void softmax(float p[KV_PAGE], int seen, float *m, float *l, float *acc, int v_dim, bool first)
 {
-    __m512 top = _mm512_set1_ps(*m), sum = _mm512_setzero_ps();
+    uint64_t slots = seen < KV_PAGE ? (1ULL << seen) - 1 : ~0ULL;
+    __m512 s[VECTORS], top = _mm512_set1_ps(*m), sum = _mm512_setzero_ps();
     __mmask16 some[VECTORS];
 #pragma GCC unroll 4
     for (int j = 0; j < VECTORS; j++) {
-        some[j] = seen > 16 * j ? lanes_left(seen - 16 * j) : 0;
+        s[j] = _mm512_loadu_ps(p + 16 * j);
+        some[j] = (__mmask16)(slots >> 16 * j);
         top = _mm512_mask_max_ps(top, some[j], s[j], top); /* a NaN in s[j] gives top */
     }
     float m_new = _mm512_reduce_max_ps(top) + 0.0f;
@@ -92,9 +103,14 @@ INLINE void softmax(float p[KV_PAGE], const __m512 s[VECTORS], int seen, float *
         _mm512_storeu_ps(p + 16 * j, e);
         sum = _mm512_mask_add_ps(sum, some[j], sum, e);
     }
-    float c = first ? 0 : kexp(*m - m_new);
-    *l = fmaf(*l, c, fold16(sum));
+    float before = *m;
     *m = m_new;
+    if (first || before == m_new) { /* acc is 0, or is to be multiplied by kexp(0) = 1 */
+        *l = fold16(sum) + *l;
+        return;
+    }
+    float c = kexp(before - m_new);
+    *l = fmaf(*l, c, fold16(sum));
     __m512 c_all = _mm512_set1_ps(c);
     for (int d = 0; d < v_dim; d += 16) {
         __mmask16 part = lanes_left(v_dim - d);
@@ -117,15 +133,15 @@ INLINE void values(const float p[QUERIES][KV_PAGE], float *const acc_out[QUERIES
     for (int j = j0; j < j1; j++) {
         __m512 v[VECTORS];
         if (!wide) {
-            const uint16_t *next = page->next_v + j * v_dim + d0;
+            const uint16_t *next = page->next + j * v_dim + d0;
             prefetch_line(next);
             prefetch_line(next + 32);
         }
 #pragma GCC unroll 4
         for (int x = 0; x < n; x++) {
             int at = j * v_dim + d0 + 16 * x;
-            v[x] = wide ? _mm512_maskz_loadu_ps(part[x], page->v_wide + at)
-                        : _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(part[x], page->v + at));
+            v[x] = wide ? _mm512_maskz_loadu_ps(part[x], page->wide + at)
+                        : _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(part[x], page->half + at));
         }
 #pragma GCC unroll 6
         for (int i = 0; i < Q; i++) {
@@ -149,31 +165,28 @@ INLINE void all_values(const float p[QUERIES][KV_PAGE], float *const acc[QUERIES
     for (; d < v_dim; d += 16) values(p, acc, page, j0, j1, d, v_dim, Q, 1, wide);
 }
 
-/* One page for Q queries, each of which sees some of it. */
-INLINE void attend_page(const struct queries *b, const struct page *page, int k_dim, int v_dim, bool first,
-                        float p[QUERIES][KV_PAGE], const int Q, const bool wide)
+INLINE void block_values(const struct queries *b, const struct page *v, int v_dim, const float p[QUERIES][KV_PAGE],
+                         const int Q, const bool wide)
 {
-    __m512 s[QUERIES][VECTORS];
-    int common = KV_PAGE;
-    scores(s, b, page, k_dim, Q, wide);
-#pragma GCC unroll 6
-    for (int i = 0; i < Q; i++) {
-        softmax(p[i], s[i], b->seen[i], b->m[i], b->l[i], b->acc[i], v_dim, first);
-        if (b->seen[i] < common) common = b->seen[i];
-    }
-    all_values(p, b->acc, page, 0, common, v_dim, Q, wide);
+    all_values(p, b->acc, v, 0, b->common, v_dim, Q, wide);
     for (int i = 0; i < Q; i++) /* what only some of them see */
-        if (b->seen[i] > common) all_values(p + i, b->acc + i, page, common, b->seen[i], v_dim, 1, wide);
+        if (b->seen[i] > b->common) all_values(p + i, b->acc + i, v, b->common, b->seen[i], v_dim, 1, wide);
 }
 
 #define DEFINE(Q)                                                                                                  \
-    static void attend_page_##Q(const struct queries *b, const struct page *page, int k_dim, int v_dim,            \
-                                bool first, bool wide, float p[QUERIES][KV_PAGE])                                  \
+    static void scores_##Q(float p[QUERIES][KV_PAGE], const struct queries *b, const struct page *k, int k_dim)     \
     {                                                                                                              \
-        if (wide)                                                                                                  \
-            attend_page(b, page, k_dim, v_dim, first, p, Q, true);                                                 \
+        if (k->wide)                                                                                               \
+            scores(p, b, k, k_dim, Q, true);                                                                       \
         else                                                                                                       \
-            attend_page(b, page, k_dim, v_dim, first, p, Q, false);                                                \
+            scores(p, b, k, k_dim, Q, false);                                                                      \
+    }                                                                                                              \
+    static void values_##Q(const struct queries *b, const struct page *v, int v_dim, float p[QUERIES][KV_PAGE])    \
+    {                                                                                                              \
+        if (v->wide)                                                                                               \
+            block_values(b, v, v_dim, p, Q, true);                                                                 \
+        else                                                                                                       \
+            block_values(b, v, v_dim, p, Q, false);                                                                \
     }
 DEFINE(1)
 DEFINE(2)
@@ -182,18 +195,73 @@ DEFINE(4)
 DEFINE(5)
 DEFINE(6)
 
-typedef void attend_page_fn(const struct queries *b, const struct page *page, int k_dim, int v_dim, bool first,
-                            bool wide, float p[QUERIES][KV_PAGE]);
-static attend_page_fn *const attend_page_q[QUERIES + 1] = {
-    NULL, attend_page_1, attend_page_2, attend_page_3, attend_page_4, attend_page_5, attend_page_6,
-};
+typedef void scores_fn(float p[QUERIES][KV_PAGE], const struct queries *b, const struct page *k, int k_dim);
+typedef void values_fn(const struct queries *b, const struct page *v, int v_dim, float p[QUERIES][KV_PAGE]);
+static scores_fn *const scores_of[QUERIES + 1] = {NULL, scores_1, scores_2, scores_3, scores_4, scores_5, scores_6};
+static values_fn *const values_of[QUERIES + 1] = {NULL, values_1, values_2, values_3, values_4, values_5, values_6};
 
-static void widen(float *out, const uint16_t *half, const uint16_t *next, int n)
+/* A page as it is taken: widened into buffer, or as stored if that is NULL. */
+static struct page open_page(const uint16_t *half, const uint16_t *next, int n, float *buffer)
 {
-    for (int i = 0; i < n; i += 32) {
-        prefetch_line(next + i);
-        _mm512_storeu_ps(out + i, load_half(half + i));
-        _mm512_storeu_ps(out + i + 16, load_half(half + i + 16));
+    struct page page = {.half = half, .next = next ? next : half, .wide = buffer};
+    for (int i = 0; buffer && i < n; i += 32) {
+        prefetch_line(page.next + i);
+        _mm512_storeu_ps(buffer + i, load_half(half + i));
+        _mm512_storeu_ps(buffer + i + 16, load_half(half + i + 16));
+    }
+    return page;
+}
+
+/* Queries first .. end-1 that see some of page j. */
+static struct queries gather_block(const float *const *q, const int *n_keys, int first, int end, int j, int v_dim, float *m,
+                                   float *l, float *acc)
+{
+    struct queries b = {.n = 0, .common = KV_PAGE};
+    for (int i = first; i < end; i++) {
+        int seen = n_keys[i] - j * KV_PAGE;
+        if (seen <= 0) continue;
+        if (seen < b.common) b.common = seen;
+        b.q[b.n] = q[i];
+        b.seen[b.n] = seen < KV_PAGE ? seen : KV_PAGE;
+        b.m[b.n] = m + i;
+        b.l[b.n] = l + i;
+        b.acc[b.n++] = acc + (size_t)i * (size_t)v_dim;
+    }
+    return b;
+}
+
+/* At most CHUNK queries. */
+static void attend_chunk(const float *const *q, const int *n_keys, int n_q, int k_dim, int v_dim,
+                         const uint16_t *const *k_pages, const uint16_t *const *v_pages, float *m, float *l, float *acc,
+                         struct scratch *sc)
+{
+    int n_blocks = (n_q + QUERIES - 1) / QUERIES, most_keys = 0;
+    for (int i = 0; i < n_q; i++) {
+        m[i] = -INFINITY;
+        l[i] = 0;
+        if (n_keys[i] > most_keys) most_keys = n_keys[i];
+    }
+    memset(acc, 0, sizeof *acc * (size_t)n_q * (size_t)v_dim);
+    float *buffer = n_blocks > 2 && k_dim <= WIDE_DIM && v_dim <= WIDE_DIM ? sc->wide : NULL;
+    for (int j = 0; j * KV_PAGE < most_keys; j++) {
+        struct queries blocks[CHUNK_BLOCKS];
+        struct page k = open_page(k_pages[j], k_pages[j + 1], k_dim * KV_PAGE, buffer);
+        for (int b = 0; b < n_blocks; b++) { /* of (nearly) equal size */
+            struct queries *block = &blocks[b];
+            float(*p)[KV_PAGE] = sc->p + QUERIES * b;
+            *block = gather_block(q, n_keys, n_q * b / n_blocks, n_q * (b + 1) / n_blocks, j, v_dim, m, l, acc);
+            if (block->n == 0) continue;
+            scores_of[block->n](p, block, &k, k_dim);
+            k.next = k.half; /* fetched once */
+            for (int i = 0; i < block->n; i++)
+                softmax(p[i], block->seen[i], block->m[i], block->l[i], block->acc[i], v_dim, j == 0);
+        }
+        struct page v = open_page(v_pages[j], v_pages[j + 1], v_dim * KV_PAGE, buffer);
+        for (int b = 0; b < n_blocks; b++) {
+            if (blocks[b].n == 0) continue;
+            values_of[blocks[b].n](&blocks[b], &v, v_dim, sc->p + QUERIES * b);
+            v.next = v.half;
+        }
     }
 }
 
@@ -201,43 +269,9 @@ void avx512_attend(const float *const *q, const int *n_keys, int n_q, int k_dim,
                    const uint16_t *const *k_pages, const uint16_t *const *v_pages, float *m, float *l, float *acc,
                    void *scratch)
 {
-    struct scratch *sc = scratch;
-    int most_keys = 0;
-    for (int i = 0; i < n_q; i++) {
-        m[i] = -INFINITY;
-        l[i] = 0;
-        if (n_keys[i] > most_keys) most_keys = n_keys[i];
-    }
-    memset(acc, 0, sizeof *acc * (size_t)n_q * (size_t)v_dim);
-    int n_blocks = (n_q + QUERIES - 1) / QUERIES, n_pages = (most_keys + KV_PAGE - 1) / KV_PAGE;
-    bool wide = n_blocks > 2 && k_dim <= WIDE_DIM && v_dim <= WIDE_DIM;
-    for (int j = 0; j < n_pages; j++) {
-        int next = j + 1 < n_pages ? j + 1 : j;
-        struct page page = {k_pages[j], v_pages[j], sc->k, sc->v, k_pages[next], v_pages[next]};
-        if (wide) {
-            widen(sc->k, page.k, page.next_k, k_dim * KV_PAGE);
-            widen(sc->v, page.v, page.next_v, v_dim * KV_PAGE);
-        }
-        for (int i = 0; i < n_q;) {
-            struct queries b;
-            int n = 0;
-            int left = n_q - i, blocks_left = (left + QUERIES - 1) / QUERIES;
-            int most = (left + blocks_left - 1) / blocks_left; /* blocks of equal size */
-            for (; i < n_q && n < most; i++) {
-                int seen = n_keys[i] - j * KV_PAGE;
-                if (seen <= 0) continue;
-                b.q[n] = q[i];
-                b.seen[n] = seen < KV_PAGE ? seen : KV_PAGE;
-                b.m[n] = m + i;
-                b.l[n] = l + i;
-                b.acc[n++] = acc + (size_t)i * (size_t)v_dim;
-            }
-            if (n == 0) continue;
-            attend_page_q[n](&b, &page, k_dim, v_dim, j == 0, wide, sc->p);
-            page.next_k = page.k; /* fetched once */
-            page.next_v = page.v;
-        }
-    }
+    for (int i = 0; i < n_q; i += CHUNK)
+        attend_chunk(q + i, n_keys + i, n_q - i < CHUNK ? n_q - i : CHUNK, k_dim, v_dim, k_pages, v_pages, m + i, l + i,
+                     acc + (size_t)i * (size_t)v_dim, scratch);
 }
 
 void avx512_attend_merge(float *m, float *l, float *acc, float m2, float l2, const float *acc2, int v_dim)

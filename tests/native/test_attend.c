@@ -8,7 +8,7 @@ enum { MAX_PAGES = 5, MAX_DIM = 136, MAX_QUERIES = 40, MAX_KEYS = MAX_PAGES * KV
 struct cache {
     int k_dim, v_dim;
     float k[MAX_KEYS][MAX_DIM], v[MAX_KEYS][MAX_DIM];
-    uint16_t *k_pages[MAX_PAGES], *v_pages[MAX_PAGES];
+    uint16_t *k_pages[MAX_PAGES + 1], *v_pages[MAX_PAGES + 1]; /* the last one NULL */
 };
 
 static struct cache cache;
