@@ -394,8 +394,8 @@ bool llm_step(struct engine *engine, struct pool *pool)
     if (e->n_batch > 0) e->logits = decoder_forward(e->decoder, pool, e->batch, e->n_batch);
     if (e->n_rows > 1) pool_run(pool, pick_some, e);
     else if (e->n_rows == 1) pick_row(e, 0);
+    atomic_fetch_add(&e->steps, 1); /* before a client can see what the step gave */
     deliver(e);
-    atomic_fetch_add(&e->steps, 1);
     histogram_add(&e->step_us, platform_now_us() - began);
     return true;
 }
