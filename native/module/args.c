@@ -13,10 +13,12 @@ struct arg_string args_string(RedisModuleString **argv, int pos)
     return s;
 }
 
-static const struct option *find_option(const struct option *table, const struct arg_string *word)
+static const struct option *find_option(struct option_set *sets, int n_sets, const struct arg_string *word,
+                                        struct option_set **set)
 {
-    for (const struct option *o = table; o->name; o++)
-        if (strlen(o->name) == word->len && strncasecmp(o->name, word->data, word->len) == 0) return o;
+    for (*set = sets; *set < sets + n_sets; ++*set)
+        for (const struct option *o = (*set)->table; o->name; o++)
+            if (strlen(o->name) == word->len && strncasecmp(o->name, word->data, word->len) == 0) return o;
     return NULL;
 }
 
@@ -72,20 +74,21 @@ static int read_texts(const struct option *o, RedisModuleString **argv, int argc
     return 0;
 }
 
-int args_options(const struct option *table, RedisModuleString **argv, int argc, int from, void *values,
-                 uint64_t *given, struct reply_error *err)
+int args_options(struct option_set *sets, int n_sets, RedisModuleString **argv, int argc, int from,
+                 struct reply_error *err)
 {
-    *given = 0;
+    for (int i = 0; i < n_sets; i++) sets[i].given = 0;
     for (int pos = from; pos < argc; pos++) {
         struct arg_string word = args_string(argv, pos);
-        const struct option *o = find_option(table, &word);
+        struct option_set *set;
+        const struct option *o = find_option(sets, n_sets, &word, &set);
         if (!o)
             return reply_fail(err, "ERR", "unknown option '%s' (argument %d)", quote(word.data, word.len).text, pos);
-        uint64_t bit = 1ull << (o - table);
-        if (*given & bit) return reply_fail(err, "ERR", "option %s is given twice", o->name);
-        *given |= bit;
+        uint64_t bit = 1ull << (o - set->table);
+        if (set->given & bit) return reply_fail(err, "ERR", "option %s is given twice", o->name);
+        set->given |= bit;
 
-        void *value = (char *)values + o->offset;
+        void *value = (char *)set->values + o->offset;
         if (o->type == OPTION_FLAG) {
             *(bool *)value = true;
             continue;

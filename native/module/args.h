@@ -44,11 +44,16 @@ struct option {
     double min, max;
 };
 
-/* Reads argv[from..argc) into `values` by the table (ended by a NULL name; at most 64
- * options). *given gets a bit per table entry that was present. -1 and *err on the first
- * fault; what stood before it has been stored. */
-int args_options(const struct option *table, RedisModuleString **argv, int argc, int from, void *values,
-                 uint64_t *given, struct reply_error *err);
+struct option_set { /* options, and the structure that takes their values */
+    const struct option *table; /* ended by a NULL name; at most 64 */
+    void *values;
+    uint64_t given;             /* out: a bit per entry of the table that was present */
+};
+
+/* Reads argv[from..argc) by the tables of all sets, which share no name. -1 and *err on the
+ * first fault; what stood before it has been stored. */
+int args_options(struct option_set *sets, int n_sets, RedisModuleString **argv, int argc, int from,
+                 struct reply_error *err);
 
 /* The beginning that commands with a prompt share: model numkeys key [key ...] */
 struct arg_prompt {

@@ -6,61 +6,17 @@
  * write in the reply callback. */
 #include "args.h"
 #include "commands.h"
-#include "job.h"
+#include "generation.h"
 #include "platform.h"
 #include "prompt.h"
-#include "store.h"
 
-#include <limits.h>
-#include <stddef.h>
-#include <stdlib.h>
-#include <string.h>
-
-struct generate_args {
-    struct arg_string tokens, store;
-    int max_tokens, top_k, n_logprobs, timeout_ms;
-    float temperature, top_p, min_p, repeat_penalty;
-    uint64_t seed;
-    struct arg_strings stops;
-    bool ignore_eos, no_cache;
-};
-
-#define AT(field) offsetof(struct generate_args, field)
-/* Bounds say what makes sense, not what is wise: 0 < TOPP, and penalties and temperatures
- * that float32 can divide by. */
-static const struct option options[] = {
-    {"TOKENS", OPTION_STRING, AT(tokens), 0, 0},
-    {"MAXTOKENS", OPTION_INT, AT(max_tokens), 1, INT_MAX},
-    {"TEMPERATURE", OPTION_FLOAT, AT(temperature), 0, 100},
-    {"TOPK", OPTION_INT, AT(top_k), 0, INT_MAX},
-    {"TOPP", OPTION_FLOAT, AT(top_p), 0.001, 1},
-    {"MINP", OPTION_FLOAT, AT(min_p), 0, 1},
-    {"REPEAT", OPTION_FLOAT, AT(repeat_penalty), 0.01, 100},
-    {"SEED", OPTION_UINT64, AT(seed), 0, 0},
-    {"STOP", OPTION_TEXTS, AT(stops), 1, LLM_MAX_STOPS},
-    {"IGNOREEOS", OPTION_FLAG, AT(ignore_eos), 0, 0},
-    {"LOGPROBS", OPTION_INT, AT(n_logprobs), 0, LLM_MAX_LOGPROBS},
-    {"NOCACHE", OPTION_FLAG, AT(no_cache), 0, 0},
-    {"TIMEOUT", OPTION_INT, AT(timeout_ms), 1, INT_MAX},
-    {"STORE", OPTION_STRING, AT(store), 0, 0},
-    {0},
-};
-#undef AT
-
-static int parse(RedisModuleString **argv, int argc, struct arg_prompt *prompt, struct generate_args *a,
+static int parse(RedisModuleString **argv, int argc, struct arg_prompt *prompt, struct generation_args *a,
                  struct reply_error *err)
 {
-    uint64_t given;
-    *a = (struct generate_args){
-        .max_tokens = 128,
-        .n_logprobs = -1,
-        .top_p = 1,
-        .repeat_penalty = 1,
-    };
-    /* Without SEED, two requests that sample shall differ. */
-    RedisModule_GetRandomBytes((unsigned char *)&a->seed, sizeof a->seed);
+    generation_defaults(a);
     if (args_prompt(argv, argc, prompt, err) < 0) return -1;
-    return args_options(options, argv, argc, prompt->next, a, &given, err);
+    struct option_set set = {generation_options, a, 0};
+    return args_options(&set, 1, argv, argc, prompt->next, err);
 }
 
 /* COMMAND GETKEYS, ACL and cluster checks: the same parser that the command uses. */
@@ -68,61 +24,13 @@ static int report_keys(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
 {
     if (argc < 4) return REDISMODULE_OK;
     struct arg_prompt prompt;
-    struct generate_args a;
+    struct generation_args a;
     struct reply_error err;
     prompt.n_keys = 0;
     (void)parse(argv, argc, &prompt, &a, &err);
     for (int i = 0; i < prompt.n_keys; i++)
         RedisModule_KeyAtPosWithFlags(ctx, prompt.first_key + i, REDISMODULE_CMD_KEY_RO | REDISMODULE_CMD_KEY_ACCESS);
-    /* Faulty arguments are refused by the command; what could be read of them is checked all the same. */
-    if (a.store.data)
-        RedisModule_KeyAtPosWithFlags(ctx, a.store.pos, REDISMODULE_CMD_KEY_OW | REDISMODULE_CMD_KEY_UPDATE);
-    return REDISMODULE_OK;
-}
-
-/* One block, as llm_params asks for: the array, then the texts. */
-static int copy_stops(const struct arg_strings *texts, struct llm_params *params)
-{
-    if (texts->n == 0) return 0;
-    size_t bytes = (size_t)texts->n * sizeof *params->stops;
-    for (int i = 0; i < texts->n; i++) bytes += args_string(texts->items, i).len;
-    params->stops = malloc(bytes);
-    if (!params->stops) return -1;
-    char *to = (char *)(params->stops + texts->n);
-    for (int i = 0; i < texts->n; i++) {
-        struct arg_string text = args_string(texts->items, i);
-        memcpy(to, text.data, text.len);
-        params->stops[i] = (struct text_stop){.text = to, .len = text.len};
-        to += text.len;
-    }
-    params->n_stops = texts->n;
-    return 0;
-}
-
-static int reply(RedisModuleCtx *ctx, struct job *j)
-{
-    const struct llm_request *r = j->request;
-    const uint32_t *output = r->tokens + r->n_prompt;
-    size_t n = (size_t)r->n_output, tops = r->params.n_logprobs > 0 ? (size_t)r->params.n_logprobs : 0;
-    if (j->store && r->finish != LLM_CANCELLED) {
-        struct reply_error err;
-        if (store_tokens(ctx, j->store, j->store_len, output, n, &err) < 0) return reply_error(ctx, &err);
-    }
-
-    bool logprobs = r->params.n_logprobs >= 0;
-    RedisModule_ReplyWithMap(ctx, 10 + logprobs + (tops ? 2 : 0));
-    reply_field_bytes(ctx, "text", r->text.bytes ? r->text.bytes : "", r->text.ready);
-    reply_field_bytes(ctx, "tokens", output, n * sizeof *output);
-    reply_field_text(ctx, "finish_reason", llm_finish_name(r->finish));
-    reply_field_integer(ctx, "prompt_tokens", r->n_prompt);
-    reply_field_integer(ctx, "cached_tokens", r->n_cached);
-    reply_field_integer(ctx, "output_tokens", r->n_output);
-    job_reply_timing(ctx, j, true);
-    if (logprobs) reply_field_bytes(ctx, "logprobs", r->logprob, n * sizeof *r->logprob);
-    if (tops) {
-        reply_field_bytes(ctx, "top_ids", r->top_ids, n * tops * sizeof *r->top_ids);
-        reply_field_bytes(ctx, "top_logprobs", r->top_logprobs, n * tops * sizeof *r->top_logprobs);
-    }
+    generation_report_keys(ctx, &a);
     return REDISMODULE_OK;
 }
 
@@ -132,41 +40,17 @@ int cmd_generate(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
     if (RedisModule_IsKeysPositionRequest(ctx)) return report_keys(ctx, argv, argc);
     if (argc < 4) return RedisModule_WrongArity(ctx);
 
+    static const char command[] = "INFER.GENERATE";
     struct arg_prompt prompt;
-    struct generate_args a;
+    struct generation_args a;
     struct reply_error err;
-    if (job_may_block(ctx, "INFER.GENERATE", &err) < 0) return reply_error(ctx, &err);
+    if (job_may_block(ctx, command, &err) < 0) return reply_error(ctx, &err);
     if (parse(argv, argc, &prompt, &a, &err) < 0) return reply_error(ctx, &err);
-    if (a.store.data && store_allowed(ctx, &err) < 0) return reply_error(ctx, &err);
-
-    struct llm_params params = {
-        .kind = LLM_GENERATE,
-        .max_tokens = a.max_tokens,
-        .sampling = {.temperature = a.temperature,
-                     .top_k = a.top_k,
-                     .top_p = a.top_p,
-                     .min_p = a.min_p,
-                     .repeat_penalty = a.repeat_penalty,
-                     .seed = a.seed},
-        .ignore_eos = a.ignore_eos,
-        .n_logprobs = a.n_logprobs,
-        .no_cache = a.no_cache,
-    };
-    if (copy_stops(&a.stops, &params) < 0) return RedisModule_ReplyWithError(ctx, "ERR out of memory");
-
-    struct job *j = job_create(&prompt.model, &params, &err);
+    struct job *j = generation_create(ctx, command, &prompt.model, &a, &err);
     if (!j) return reply_error(ctx, &err);
     if (prompt_append(ctx, j->request, &prompt, &a.tokens, &err) < 0) {
         job_free(j);
         return reply_error(ctx, &err);
-    }
-    j->command = "INFER.GENERATE";
-    j->reply = reply;
-    j->request->base.timeout_us = (uint64_t)a.timeout_ms * 1000;
-    if (a.store.data) {
-        j->store = RedisModule_Alloc(a.store.len);
-        memcpy(j->store, a.store.data, a.store.len);
-        j->store_len = a.store.len;
     }
     job_start(ctx, j, began_us);
     return REDISMODULE_OK;

@@ -113,9 +113,9 @@ int cmd_model_load(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
     if (argc < OPTIONS) return RedisModule_WrongArity(ctx);
     struct reply_error err;
     struct load_args a = {.context = 0, .kv_memory = config.kv_memory};
-    uint64_t given;
+    struct option_set set = {load_options, &a, 0};
     if (job_may_block(ctx, "INFER.MODEL LOAD", &err) < 0) return reply_error(ctx, &err);
-    if (args_options(load_options, argv, argc, OPTIONS, &a, &given, &err) < 0) return reply_error(ctx, &err);
+    if (args_options(&set, 1, argv, argc, OPTIONS, &err) < 0) return reply_error(ctx, &err);
     struct arg_string name = args_string(argv, NAME), path = args_string(argv, PATH);
     if (path.len == 0 || strlen(path.data) != path.len) {
         reply_fail(&err, "ERR", "'%s' is no path", quote(path.data, path.len).text);

@@ -23,10 +23,10 @@ static const struct option options[] = {
 static int parse(RedisModuleString **argv, int argc, struct arg_prompt *prompt, struct score_args *a,
                  struct reply_error *err)
 {
-    uint64_t given;
     *a = (struct score_args){.top = 0};
     if (args_prompt(argv, argc, prompt, err) < 0) return -1;
-    return args_options(options, argv, argc, prompt->next, a, &given, err);
+    struct option_set set = {options, a, 0};
+    return args_options(&set, 1, argv, argc, prompt->next, err);
 }
 
 static int report_keys(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
