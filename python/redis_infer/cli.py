@@ -1,47 +1,48 @@
-"""The command ``redis-infer``.
-
-Every command works with a model by its known name or by the path of a GGUF file, in a server
-that it starts for itself, or with ``--url`` in one that runs already.
-"""
+"""The command ``redis-infer``."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 import signal
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import redis
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 from . import __version__, models
+from .cli_support import (
+    PROGRAM,
+    MaxTokensOption,
+    MinPOption,
+    ModelOption,
+    SeedOption,
+    ServerOption,
+    TemperatureOption,
+    ThreadsOption,
+    TopKOption,
+    TopPOption,
+    UrlOption,
+    UsageError,
+    err,
+    file_for,
+    model_session,
+    name_for,
+    out,
+    pull,
+    sampling,
+    starting,
+)
 from .client import Infer
 from .errors import TokenizerError
 from .module_path import ModuleNotBuiltError
 from .server import Server, ServerError
 
 if TYPE_CHECKING:
-    from .commands import GenerateOptions
     from .results import Generation
 
-PROGRAM = "redis-infer"
 DEFAULT_PORT = 6379
-
-# Results go to standard output, everything else to standard error.
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-class UsageError(Exception):
-    """Something in the command line cannot be carried out."""
-
 
 # Typer carries click inside itself since 0.2x and used the package before: its own name for
 # the base of all usage errors is the one thing both have in common.
@@ -87,48 +88,6 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-# ---- options that several commands have ----
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="NAME|FILE",
-        help="A known model, a GGUF file, or with --url the name it has in that server.",
-    ),
-]
-UrlOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL",
-        envvar="REDIS_INFER_URL",
-        help="Use this server instead of starting one, for example redis://localhost:6379.",
-    ),
-]
-ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="Compute threads of the started server.")
-]
-MaxTokensOption = Annotated[
-    int, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to generate.")
-]
-TemperatureOption = Annotated[
-    float, typer.Option("--temperature", "-t", min=0, help="0: always the likeliest token.")
-]
-TopKOption = Annotated[int | None, typer.Option(min=0, help="Sample among the k likeliest.")]
-TopPOption = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Sample among those that make up this much.")
-]
-MinPOption = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Leave out what is less likely than this share.")
-]
-SeedOption = Annotated[int | None, typer.Option(min=0, help="The same seed, the same tokens.")]
-ServerOption = Annotated[
-    Path | None,
-    typer.Option("--redis-server", metavar="FILE", help="The redis-server to start."),
-]
-
-
 @app.callback(invoke_without_command=True)
 def _common(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -155,7 +114,7 @@ def demo(
       redis-infer demo
       redis-infer demo "Write a haiku about databases." --max-tokens 40
     """
-    with _session(model, None, threads) as session:
+    with model_session(model, None, threads) as session:
         infer, name = session.infer, session.model
         tokenizer = infer.tokenizer(name)
         chat = tokenizer.render_chat([{"role": "user", "content": prompt}])
@@ -192,7 +151,7 @@ def serve(
       redis-infer serve ./model.gguf --config maxmemory=2gb
     """
     directives = dict(_directive(item) for item in config or [])
-    files = {_name_for(given): _file_for(given) for given in names or [models.DEFAULT_MODEL]}
+    files = {name_for(given): file_for(given) for given in names or [models.DEFAULT_MODEL]}
     folders = {path.parent for path in files.values()}
     if len(folders) > 1:
         raise UsageError(
@@ -200,7 +159,7 @@ def serve(
             + ", ".join(sorted(map(str, folders)))
         )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _starting(
+    with starting(
         Server(
             model_dir=folders.pop(),
             threads=threads,
@@ -257,10 +216,10 @@ def generate(
     """
     if prompt == "-":
         prompt = sys.stdin.read()
-    options = _sampling(max_tokens, temperature, top_k, top_p, min_p, seed)
+    options = sampling(max_tokens, temperature, top_k, top_p, min_p, seed)
     if stop:
         options["stop"] = stop
-    with _session(model, url, threads) as session:
+    with model_session(model, url, threads) as session:
         result = session.infer.generate(
             session.model,
             [{"role": "user", "content": prompt}] if chat else prompt,
@@ -295,9 +254,9 @@ def chat(
       redis-infer chat --system "Answer in one sentence." --temperature 0.7
       redis-infer chat --url redis://localhost:6379 --model smol
     """
-    options = _sampling(max_tokens, temperature, top_k, top_p, min_p, seed)
+    options = sampling(max_tokens, temperature, top_k, top_p, min_p, seed)
     messages = [{"role": "system", "content": system}] if system else []
-    with _session(model, url, threads) as session:
+    with model_session(model, url, threads) as session:
         while question := _ask():
             messages.append({"role": "user", "content": question})
             result = session.infer.generate(session.model, messages, **options)
@@ -325,7 +284,7 @@ def tokenize(
     """
     from .tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.from_gguf(_file_for(model or models.DEFAULT_MODEL))
+    tokenizer = Tokenizer.from_gguf(file_for(model or models.DEFAULT_MODEL))
     content = sys.stdin.read() if text == "-" else text
     tokens = tokenizer.encode(content, parse_special=special).tolist()
     if ids:
@@ -363,7 +322,7 @@ def models_pull(
     Examples:
       redis-infer models pull smollm2-135m-instruct
     """
-    print(_pull(name))
+    print(pull(name))
 
 
 @models_app.command("path")
@@ -382,122 +341,11 @@ def models_path(
 # ---- inside ----
 
 
-@dataclass(frozen=True)
-class _Session:
-    infer: Infer
-    model: str
-    where: str
-
-
-@contextlib.contextmanager
-def _session(model: str | None, url: str | None, threads: int | None) -> Iterator[_Session]:
-    """A model that is ready: in the server at ``url``, or in one started for this command."""
-    if url is not None:
-        try:
-            connected = redis.from_url(url)
-        except ValueError as error:
-            raise UsageError(f"--url {url}: {error}") from error
-        with connected as client:
-            infer = Infer(client)
-            yield _Session(infer, model or _only_model(infer), url)
-        return
-    given = model or models.DEFAULT_MODEL
-    name, path = _name_for(given), _file_for(given)
-    server = Server(model_dir=path.parent, threads=threads)
-    with _starting(server), server.client() as client:
-        version = client.info("server")["redis_version"]
-        infer = Infer(client)
-        kernels = infer.load(name, path)["kernels"]
-        yield _Session(infer, name, f"Redis {version} with {name} on {kernels} kernels")
-
-
-@contextlib.contextmanager
-def _starting(server: Server) -> Iterator[Server]:
-    try:
-        server.start()
-    except ServerError as error:
-        if "Address already in use" in str(error):
-            raise ServerError(
-                f"port {server.port} is in use: choose another with --port (0: any free one)"
-            ) from error
-        raise
-    with server:
-        yield server
-
-
-def _only_model(infer: Infer) -> str:
-    names = [str(model["name"]) for model in infer.models()]
-    if len(names) == 1:
-        return names[0]
-    if not names:
-        raise UsageError("no model is loaded in that server: load one with INFER.MODEL LOAD")
-    raise UsageError(f"choose one of the server's models with --model: {', '.join(names)}")
-
-
-def _file_for(given: str) -> Path:
-    """The file of a known model, fetched if it is missing, or a file given by its path."""
-    if given in models.KNOWN_MODELS:
-        path = models.KNOWN_MODELS[given].path
-        return path if path.is_file() else _pull(given)
-    path = Path(given).expanduser()
-    if path.is_file():
-        return path.resolve()
-    raise UsageError(
-        f"'{given}' is neither a file nor a known model ({', '.join(models.KNOWN_MODELS)})"
-    )
-
-
-def _name_for(given: str) -> str:
-    """The model's name in the server: the known one, or what is allowed of the file's."""
-    if given in models.KNOWN_MODELS:
-        return given
-    return re.sub(r"[^A-Za-z0-9._-]", "-", Path(given).stem)[:64]
-
-
-def _pull(name: str) -> Path:
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        console=err,
-        transient=True,
-    ) as progress:
-        tasks: dict[str, Any] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(f"{what} {name}", total=None)
-            progress.update(tasks[what], completed=done, total=total or None)
-
-        return models.pull(name, report)
-
-
 def _directive(item: str) -> tuple[str, str]:
     name, equals, value = item.partition("=")
     if not equals or not name:
         raise UsageError(f"--config takes NAME=VALUE, not '{item}'")
     return name, value
-
-
-def _sampling(
-    max_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    seed: int | None,
-) -> GenerateOptions:
-    options: GenerateOptions = {"max_tokens": max_tokens, "temperature": temperature}
-    if top_k is not None:
-        options["top_k"] = top_k
-    if top_p is not None:
-        options["top_p"] = top_p
-    if min_p is not None:
-        options["min_p"] = min_p
-    if seed is not None:
-        options["seed"] = seed
-    return options
 
 
 def _ask() -> str:

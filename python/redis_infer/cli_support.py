@@ -1,0 +1,192 @@
+"""What the commands of ``redis-infer`` share: options, output, and how to come by a model.
+
+Every command works with a model by its known name or by the path of a GGUF file, in a server
+that it starts for itself, or with ``--url`` in one that runs already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import redis
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from . import models
+from .client import Infer
+from .server import Server, ServerError
+
+if TYPE_CHECKING:
+    from .commands import GenerateOptions
+
+PROGRAM = "redis-infer"
+
+# Results go to standard output, everything else to standard error.
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class UsageError(Exception):
+    """Something in the command line cannot be carried out."""
+
+
+# ---- options that several commands have ----
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME|FILE",
+        help="A known model, a GGUF file, or with --url the name it has in that server.",
+    ),
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="REDIS_INFER_URL",
+        help="Use this server instead of starting one, for example redis://localhost:6379.",
+    ),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Compute threads of the started server.")
+]
+MaxTokensOption = Annotated[
+    int, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to generate.")
+]
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", "-t", min=0, help="0: always the likeliest token.")
+]
+TopKOption = Annotated[int | None, typer.Option(min=0, help="Sample among the k likeliest.")]
+TopPOption = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Sample among those that make up this much.")
+]
+MinPOption = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Leave out what is less likely than this share.")
+]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="The same seed, the same tokens.")]
+ServerOption = Annotated[
+    Path | None,
+    typer.Option("--redis-server", metavar="FILE", help="The redis-server to start."),
+]
+
+
+# ---- a model that is ready ----
+
+
+@dataclass(frozen=True)
+class Session:
+    infer: Infer
+    model: str
+    where: str
+
+
+@contextlib.contextmanager
+def model_session(model: str | None, url: str | None, threads: int | None) -> Iterator[Session]:
+    """A model that is ready: in the server at ``url``, or in one started for this command."""
+    if url is not None:
+        try:
+            connected = redis.from_url(url)
+        except ValueError as error:
+            raise UsageError(f"--url {url}: {error}") from error
+        with connected as client:
+            infer = Infer(client)
+            yield Session(infer, model or _only_model(infer), url)
+        return
+    given = model or models.DEFAULT_MODEL
+    name, path = name_for(given), file_for(given)
+    server = Server(model_dir=path.parent, threads=threads)
+    with starting(server), server.client() as client:
+        version = client.info("server")["redis_version"]
+        infer = Infer(client)
+        kernels = infer.load(name, path)["kernels"]
+        yield Session(infer, name, f"Redis {version} with {name} on {kernels} kernels")
+
+
+@contextlib.contextmanager
+def starting(server: Server) -> Iterator[Server]:
+    try:
+        server.start()
+    except ServerError as error:
+        if "Address already in use" in str(error):
+            raise ServerError(
+                f"port {server.port} is in use: choose another with --port (0: any free one)"
+            ) from error
+        raise
+    with server:
+        yield server
+
+
+def _only_model(infer: Infer) -> str:
+    names = [str(model["name"]) for model in infer.models()]
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise UsageError("no model is loaded in that server: load one with INFER.MODEL LOAD")
+    raise UsageError(f"choose one of the server's models with --model: {', '.join(names)}")
+
+
+def file_for(given: str) -> Path:
+    """The file of a known model, fetched if it is missing, or a file given by its path."""
+    if given in models.KNOWN_MODELS:
+        path = models.KNOWN_MODELS[given].path
+        return path if path.is_file() else pull(given)
+    path = Path(given).expanduser()
+    if path.is_file():
+        return path.resolve()
+    raise UsageError(
+        f"'{given}' is neither a file nor a known model ({', '.join(models.KNOWN_MODELS)})"
+    )
+
+
+def name_for(given: str) -> str:
+    """The model's name in the server: the known one, or what is allowed of the file's."""
+    if given in models.KNOWN_MODELS:
+        return given
+    return re.sub(r"[^A-Za-z0-9._-]", "-", Path(given).stem)[:64]
+
+
+def pull(name: str) -> Path:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=err,
+        transient=True,
+    ) as progress:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(f"{what} {name}", total=None)
+            progress.update(tasks[what], completed=done, total=total or None)
+
+        return models.pull(name, report)
+
+
+def sampling(
+    max_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    seed: int | None,
+) -> GenerateOptions:
+    options: GenerateOptions = {"max_tokens": max_tokens, "temperature": temperature}
+    if top_k is not None:
+        options["top_k"] = top_k
+    if top_p is not None:
+        options["top_p"] = top_p
+    if min_p is not None:
+        options["min_p"] = min_p
+    if seed is not None:
+        options["seed"] = seed
+    return options
