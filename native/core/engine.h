@@ -17,7 +17,9 @@
 #include <stdint.h>
 
 #include "error.h"
+#include "kernels.h"
 #include "pool.h"
+#include "stats.h"
 
 struct engine;
 struct request;
@@ -45,6 +47,17 @@ struct request {
     struct request *next, *prev;       /* the engine's queues */
 };
 
+/* What was loaded: constant from then on. */
+struct engine_info {
+    char architecture[16]; /* general.architecture of the file */
+    char title[96];        /* general.name, or "" */
+    const char *quantization, *kernels; /* names; static storage */
+    size_t n_parameters, weight_bytes;
+    int n_ctx, n_ctx_train;      /* most tokens of one input: as loaded, and of the model */
+    int n_vocab, n_embd;         /* ids are 0 .. n_vocab-1; vectors have n_embd elements */
+    int n_layer, n_head, n_head_kv;
+};
+
 struct engine_ops {
     const char *name; /* "llm", "bert" */
     /* Checks and queues r; -1 and *err if refused (r stays the caller's). Any thread. */
@@ -53,14 +66,34 @@ struct engine_ops {
     bool (*step)(struct engine *e, struct pool *p);
     /* Ends all requests as cancelled with INFER_NOMODEL. Conductor. */
     void (*abort)(struct engine *e);
+    void (*get_stats)(struct engine *e, struct engine_stats *s); /* any thread */
     void (*free)(struct engine *e);
 };
 
 struct engine {
     const struct engine_ops *ops;
+    struct engine_info info;
     struct runtime *_Atomic runtime; /* set while it is registered */
     struct engine *next;             /* the runtime's list */
 };
+
+/* Settings shared by all engines, which may change at run time. */
+struct engine_limits {
+    _Atomic int max_batch; /* running requests, 1 to LLM_MAX_BATCH */
+    _Atomic int max_queue; /* requests beyond those; more are refused as BUSY */
+};
+
+struct engine_config {
+    int n_ctx;               /* 0: the model's own, less if the budget holds less */
+    size_t kv_bytes;         /* budget of the KV arena, if the engine has one; 0: ENGINE_DEFAULT_KV_BYTES */
+    const struct kernels *kernels;
+    struct engine_limits *limits; /* outlives the engine */
+};
+
+#define ENGINE_DEFAULT_KV_BYTES ((size_t)1 << 30)
+
+/* Loads a model file with the engine that its architecture needs. NULL and *err on failure. Any thread. */
+struct engine *engine_load(const char *path, const struct engine_config *config, struct infer_error *err);
 
 /* Gives r its id, admits it and wakes the conductor; never waits for a step. -1 with INFER_NOMODEL when
  * the engine is not registered (any more), or with what ops->admit found. Any thread. */

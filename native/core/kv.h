@@ -27,6 +27,7 @@
 
 #include "error.h"
 #include "model.h"
+#include "stats.h"
 
 struct kv_cache;
 
@@ -42,12 +43,6 @@ struct kv_seq {
     struct kv_page **pages;  /* [n_pages]; page i holds positions i*KV_PAGE .. */
     int n_pages, max_pages;  /* held, and promised at the start */
     int n_tokens;            /* positions whose K and V are stored */
-};
-
-struct kv_stats {
-    size_t page_bytes, arena_bytes;
-    int pages_total, pages_active /* referenced by a sequence */, pages_cached /* only by the tree */, pages_free;
-    uint64_t hit_tokens, lookup_tokens, evicted_pages;
 };
 
 /* budget_bytes is rounded down to whole pages; an error if it holds none. */

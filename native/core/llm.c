@@ -7,6 +7,7 @@
 
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "llm_internal.h"
 
@@ -22,10 +23,10 @@ static int check_request(const struct llm *e, const struct llm_request *r, struc
 {
     if (r->n_prompt == 0)
         return infer_fail(err, INFER_BADTOKENS, "the prompt is empty: it needs at least one token");
-    if (r->params.kind == LLM_GENERATE && r->params.max_tokens > e->n_ctx - r->n_prompt)
+    if (r->params.kind == LLM_GENERATE && r->params.max_tokens > e->base.info.n_ctx - r->n_prompt)
         return infer_fail(err, INFER_CONTEXT,
                           "a prompt of %d tokens and %d more to generate exceed the model's context of %d", r->n_prompt,
-                          r->params.max_tokens, e->n_ctx);
+                          r->params.max_tokens, e->base.info.n_ctx);
     return 0;
 }
 
@@ -49,101 +50,9 @@ static int admit(struct engine *engine, struct request *request, struct infer_er
     return 0; /* it may be done and gone by now */
 }
 
-/* ---- life ---- */
+/* ---- statistics ---- */
 
-static void llm_free(struct engine *engine)
-{
-    struct llm *e = (struct llm *)engine;
-    if (!e) return;
-    decoder_free(e->decoder);
-    kv_free(e->kv);
-    vocab_free(e->vocab);
-    model_free(e->model);
-    free(e);
-}
-
-static const struct engine_ops ops = {
-    .name = "llm",
-    .admit = admit,
-    .step = llm_step,
-    .abort = llm_abort,
-    .free = llm_free,
-};
-
-/* Settles the context: what was asked for, or the model's own as far as the arena holds it. */
-static int choose_n_ctx(struct llm *e, int wanted, size_t kv_bytes, struct infer_error *err)
-{
-    const struct hparams *hp = &e->model->hp;
-    struct kv_stats kv;
-    kv_get_stats(e->kv, &kv);
-    int held = kv.pages_total * KV_PAGE;
-    if (wanted > hp->n_ctx_train)
-        return infer_fail(err, INFER_CONTEXT, "a context of %d tokens is more than the %d that the model was made for",
-                          wanted, hp->n_ctx_train);
-    if (wanted > held) {
-        size_t pages = (size_t)(wanted + KV_PAGE - 1) / KV_PAGE;
-        return infer_fail(err, INFER_CONTEXT,
-                          "a context of %d tokens needs %zu bytes of KV memory, the budget of %zu holds %d tokens", wanted,
-                          pages * kv.page_bytes, kv_bytes, held);
-    }
-    e->n_ctx = wanted > 0 ? wanted : hp->n_ctx_train < held ? hp->n_ctx_train : held;
-    return 0;
-}
-
-struct engine *llm_load(const char *path, const struct llm_config *config, struct infer_error *err)
-{
-    struct gguf *gguf = gguf_open(path, err);
-    if (!gguf) return NULL;
-    struct llm *e = calloc(1, sizeof *e);
-    if (!e) {
-        gguf_close(gguf);
-        infer_fail(err, INFER_ERR, "no memory for the model");
-        return NULL;
-    }
-    e->base.ops = &ops;
-    e->kernels = config->kernels;
-    e->limits = config->limits;
-    e->model = model_load(gguf, err);
-    if (!e->model) {
-        gguf_close(gguf);
-        goto fail;
-    }
-    size_t kv_bytes = config->kv_bytes ? config->kv_bytes : LLM_DEFAULT_KV_BYTES;
-    if (!(e->vocab = vocab_load(gguf, e->model->hp.n_vocab, err))) goto fail;
-    if (!(e->kv = kv_create(&e->model->hp, kv_bytes, err))) goto fail;
-    if (choose_n_ctx(e, config->n_ctx, kv_bytes, err) != 0) goto fail;
-    e->decoder = decoder_create(e->model, e->kernels, LLM_STEP_TOKENS, LLM_LOGITS_ROWS, err);
-    if (!e->decoder) goto fail;
-    return &e->base;
-
-fail:
-    llm_free(&e->base);
-    return NULL;
-}
-
-/* ---- description ---- */
-
-const struct model *llm_model(const struct engine *e)
-{
-    return ((const struct llm *)e)->model;
-}
-
-const struct vocab *llm_vocab(const struct engine *e)
-{
-    return ((const struct llm *)e)->vocab;
-}
-
-int llm_n_ctx(const struct engine *e)
-{
-    return ((const struct llm *)e)->n_ctx;
-}
-
-const char *llm_kernels(const struct engine *e)
-{
-    return ((const struct llm *)e)->kernels->name;
-}
-
-void llm_get_stats(struct engine *engine, struct llm_stats *s)
+static void get_stats(struct engine *engine, struct engine_stats *s)
 {
     struct llm *e = (struct llm *)engine;
     kv_get_stats(e->kv, &s->kv);
@@ -164,4 +73,112 @@ void llm_get_stats(struct engine *engine, struct llm_stats *s)
     histogram_read(&e->first_token_us, &s->first_token);
     histogram_read(&e->token_us, &s->token);
     histogram_read(&e->step_us, &s->step);
+}
+
+/* ---- life ---- */
+
+static void llm_free(struct engine *engine)
+{
+    struct llm *e = (struct llm *)engine;
+    if (!e) return;
+    decoder_free(e->decoder);
+    kv_free(e->kv);
+    vocab_free(e->vocab);
+    model_free(e->model);
+    free(e);
+}
+
+const struct engine_ops llm_ops = {
+    .name = "llm",
+    .admit = admit,
+    .step = llm_step,
+    .abort = llm_abort,
+    .get_stats = get_stats,
+    .free = llm_free,
+};
+
+/* Settles the context: what was asked for, or the model's own as far as the arena holds it. */
+static int choose_n_ctx(struct llm *e, int wanted, size_t kv_bytes, struct infer_error *err)
+{
+    const struct hparams *hp = &e->model->hp;
+    struct kv_stats kv;
+    kv_get_stats(e->kv, &kv);
+    int held = kv.pages_total * KV_PAGE;
+    if (wanted > hp->n_ctx_train)
+        return infer_fail(err, INFER_CONTEXT, "a context of %d tokens is more than the %d that the model was made for",
+                          wanted, hp->n_ctx_train);
+    if (wanted > held) {
+        size_t pages = (size_t)(wanted + KV_PAGE - 1) / KV_PAGE;
+        return infer_fail(err, INFER_CONTEXT,
+                          "a context of %d tokens needs %zu bytes of KV memory, the budget of %zu holds %d tokens", wanted,
+                          pages * kv.page_bytes, kv_bytes, held);
+    }
+    e->base.info.n_ctx = wanted > 0 ? wanted : hp->n_ctx_train < held ? hp->n_ctx_train : held;
+    return 0;
+}
+
+static void describe(struct llm *e)
+{
+    const struct model *m = e->model;
+    const struct hparams *hp = &m->hp;
+    struct engine_info *info = &e->base.info;
+    memcpy(info->architecture, hp->architecture, sizeof info->architecture);
+    memcpy(info->title, hp->name, sizeof info->title);
+    info->quantization = model_quantization(m);
+    info->kernels = e->kernels->name;
+    info->n_parameters = m->n_parameters;
+    info->weight_bytes = m->weight_bytes;
+    info->n_ctx_train = hp->n_ctx_train;
+    info->n_vocab = hp->n_vocab;
+    info->n_embd = hp->n_embd;
+    info->n_layer = hp->n_layer;
+    info->n_head = hp->n_head;
+    info->n_head_kv = hp->n_head_kv;
+}
+
+struct engine *llm_load(struct gguf *gguf, const struct engine_config *config, struct infer_error *err)
+{
+    struct llm *e = calloc(1, sizeof *e);
+    if (!e) {
+        gguf_close(gguf);
+        infer_fail(err, INFER_ERR, "no memory for the model");
+        return NULL;
+    }
+    e->base.ops = &llm_ops;
+    e->kernels = config->kernels;
+    e->limits = config->limits;
+    e->model = model_load(gguf, err);
+    if (!e->model) {
+        gguf_close(gguf);
+        goto fail;
+    }
+    describe(e);
+    size_t kv_bytes = config->kv_bytes ? config->kv_bytes : ENGINE_DEFAULT_KV_BYTES;
+    if (!(e->vocab = vocab_load(gguf, e->model->hp.n_vocab, err))) goto fail;
+    if (!(e->kv = kv_create(&e->model->hp, kv_bytes, err))) goto fail;
+    if (choose_n_ctx(e, config->n_ctx, kv_bytes, err) != 0) goto fail;
+    e->decoder = decoder_create(e->model, e->kernels, LLM_STEP_TOKENS, LLM_LOGITS_ROWS, err);
+    if (!e->decoder) goto fail;
+    return &e->base;
+
+fail:
+    llm_free(&e->base);
+    return NULL;
+}
+
+/* ---- description ---- */
+
+bool llm_is(const struct engine *e)
+{
+    return e->ops == &llm_ops;
+}
+
+const struct model *llm_model(const struct engine *e)
+{
+    return ((const struct llm *)e)->model;
+}
+
+const struct vocab *llm_vocab(const struct engine *e)
+{
+    return ((const struct llm *)e)->vocab;
 }

@@ -13,7 +13,6 @@
 #define INFER_LLM_H
 
 #include "engine.h"
-#include "histogram.h"
 #include "kv.h"
 #include "model.h"
 #include "sampler.h"
@@ -37,9 +36,6 @@ enum {
     LLM_SCORE_ROWS = 64,    /* positions that LLM_SCORE requests advance in one step, together: each takes
                              * a row of n_vocab logits */
 };
-
-/* The budget of the KV arena where the configuration gives none. */
-#define LLM_DEFAULT_KV_BYTES ((size_t)1 << 30)
 
 struct llm_params {
     enum llm_kind kind;
@@ -83,41 +79,14 @@ struct llm_request {
     int follow_to;              /* ... up to this position */
 };
 
-/* Settings shared by all engines that the module changes at run time. */
-struct llm_limits {
-    _Atomic int max_batch; /* running requests, 1 to LLM_MAX_BATCH */
-    _Atomic int max_queue; /* requests beyond those; more are refused as BUSY */
-};
+/* Loads a decoder model from g, which is the engine's from now on, also on failure. The mapping, weights, arena and
+ * activations belong to the engine; engine->ops->free gives them back. Any thread. INFER_CONTEXT when n_ctx is more
+ * than the model's own or than the budget holds. (engine_load picks the engine that a file needs.) */
+struct engine *llm_load(struct gguf *g, const struct engine_config *config, struct infer_error *err);
 
-struct llm_config {
-    int n_ctx;               /* 0: the model's own, less if the budget holds less */
-    size_t kv_bytes;         /* budget of the KV arena; 0: LLM_DEFAULT_KV_BYTES */
-    const struct kernels *kernels;
-    struct llm_limits *limits; /* outlives the engine */
-};
-
-struct llm_stats { /* all since load, read with llm_get_stats */
-    struct kv_stats kv;
-    size_t activation_bytes; /* of the forward pass */
-    int running, queued;
-    uint64_t requests, finished, cancelled, timed_out, failed; /* the first is the sum of the rest and of those under way */
-    uint64_t prompt_tokens, cached_tokens, output_tokens, steps;
-    struct histogram_summary queue;       /* admission to start */
-    struct histogram_summary first_token; /* admission to first output; score and embed: to the result */
-    struct histogram_summary token;       /* one output token to the next of the same request */
-    struct histogram_summary step;
-};
-
-/* Loads a model file. The mapping, weights, arena and activations belong to the engine;
- * engine->ops->free gives them back. Any thread. INFER_CONTEXT when n_ctx is more than the model's own or than the
- * budget holds. */
-struct engine *llm_load(const char *path, const struct llm_config *config, struct infer_error *err);
-
+bool llm_is(const struct engine *e);
 const struct model *llm_model(const struct engine *e);
 const struct vocab *llm_vocab(const struct engine *e);
-int llm_n_ctx(const struct engine *e);
-const char *llm_kernels(const struct engine *e); /* the table's name */
-void llm_get_stats(struct engine *e, struct llm_stats *s); /* any thread */
 
 /* How a request ends. Generate: base.error is INFER_OK and finish says why, also when it was
  * cancelled or timed out (with the output so far, which may be none). Score and embed: INFER_OK with the result, or

@@ -4,6 +4,7 @@
 #define INFER_LLM_INTERNAL_H
 
 #include "decoder.h"
+#include "histogram.h"
 #include "llm.h"
 
 /* Rows of logits in one step: one for each running generation, and those of LLM_SCORE. */
@@ -25,8 +26,7 @@ struct llm {
     struct decoder *decoder;
     struct kv_cache *kv;
     const struct kernels *kernels;
-    struct llm_limits *limits;
-    int n_ctx;
+    struct engine_limits *limits;
 
     /* any thread: requests come in through `arrivals`, newest first, linked by `next` */
     struct request *_Atomic arrivals;
@@ -53,6 +53,8 @@ _Static_assert(LLM_MAX_BATCH + LLM_SLICE <= LLM_STEP_TOKENS, "a step with genera
 
 /* limits->max_batch, held to 1 .. LLM_MAX_BATCH. */
 int llm_max_batch(const struct llm *e);
+
+extern const struct engine_ops llm_ops;
 
 bool llm_step(struct engine *e, struct pool *p);
 void llm_abort(struct engine *e);

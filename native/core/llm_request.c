@@ -38,6 +38,11 @@ static int check_params(const struct llm_params *p, struct infer_error *err)
 struct llm_request *llm_request_create(struct engine *e, const struct llm_params *p, struct infer_error *err)
 {
     const struct llm *llm = (const struct llm *)e;
+    if (!llm_is(e)) {
+        infer_fail(err, INFER_ERR, "a model of architecture '%s' makes vectors and no text: use it for embeddings",
+                   e->info.architecture);
+        return NULL;
+    }
     if (check_params(p, err) != 0) return NULL;
     struct llm_request *r = calloc(1, sizeof *r);
     if (!r) {
@@ -83,11 +88,11 @@ int llm_request_append(struct llm_request *r, const void *data, size_t bytes, co
     if (bytes % sizeof(uint32_t) != 0)
         return infer_fail(err, INFER_BADTOKENS, "%s holds %zu bytes, not a whole number of uint32 tokens", what, bytes);
     size_t n = bytes / sizeof(uint32_t);
-    if (n > (size_t)(llm->n_ctx - r->n_prompt))
+    if (n > (size_t)(llm->base.info.n_ctx - r->n_prompt))
         return infer_fail(err, INFER_CONTEXT,
                           "%s with %zu tokens makes a prompt of %zu, more than the model's context of %d", what, n,
-                          (size_t)r->n_prompt + n, llm->n_ctx);
-    if (reserve_tokens(r, r->n_prompt + (int)n, llm->n_ctx) != 0)
+                          (size_t)r->n_prompt + n, llm->base.info.n_ctx);
+    if (reserve_tokens(r, r->n_prompt + (int)n, llm->base.info.n_ctx) != 0)
         return infer_fail(err, INFER_ERR, "no memory for %zu tokens", n);
 
     /* The one pass over the caller's bytes. They may change under a second look, so ids are checked as copied. */

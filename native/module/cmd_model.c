@@ -28,27 +28,26 @@ static void reply_model(RedisModuleCtx *ctx, const struct model_entry *m)
         reply_field_text(ctx, "state", model_state_name(m->state));
         return;
     }
-    const struct model *model = llm_model(m->engine);
-    const struct hparams *hp = &model->hp;
-    struct llm_stats stats;
-    llm_get_stats(m->engine, &stats);
+    const struct engine_info *info = &m->engine->info;
+    struct engine_stats stats;
+    m->engine->ops->get_stats(m->engine, &stats);
     RedisModule_ReplyWithMap(ctx, 23);
     reply_field_text(ctx, "name", m->name);
     reply_field_text(ctx, "state", model_state_name(m->state));
     reply_field_text(ctx, "path", m->path);
-    reply_field_text(ctx, "architecture", hp->architecture);
-    reply_field_text(ctx, "title", hp->name);
-    reply_field_text(ctx, "quantization", model_quantization(model));
-    reply_field_text(ctx, "kernels", llm_kernels(m->engine));
-    reply_field_integer(ctx, "parameters", (long long)model->n_parameters);
-    reply_field_integer(ctx, "weight_bytes", (long long)model->weight_bytes);
-    reply_field_integer(ctx, "context", llm_n_ctx(m->engine));
-    reply_field_integer(ctx, "trained_context", hp->n_ctx_train);
-    reply_field_integer(ctx, "vocabulary", hp->n_vocab);
-    reply_field_integer(ctx, "embedding_size", hp->n_embd);
-    reply_field_integer(ctx, "layers", hp->n_layer);
-    reply_field_integer(ctx, "heads", hp->n_head);
-    reply_field_integer(ctx, "kv_heads", hp->n_head_kv);
+    reply_field_text(ctx, "architecture", info->architecture);
+    reply_field_text(ctx, "title", info->title);
+    reply_field_text(ctx, "quantization", info->quantization);
+    reply_field_text(ctx, "kernels", info->kernels);
+    reply_field_integer(ctx, "parameters", (long long)info->n_parameters);
+    reply_field_integer(ctx, "weight_bytes", (long long)info->weight_bytes);
+    reply_field_integer(ctx, "context", info->n_ctx);
+    reply_field_integer(ctx, "trained_context", info->n_ctx_train);
+    reply_field_integer(ctx, "vocabulary", info->n_vocab);
+    reply_field_integer(ctx, "embedding_size", info->n_embd);
+    reply_field_integer(ctx, "layers", info->n_layer);
+    reply_field_integer(ctx, "heads", info->n_head);
+    reply_field_integer(ctx, "kv_heads", info->n_head_kv);
     reply_field_integer(ctx, "kv_bytes", (long long)stats.kv.arena_bytes);
     reply_field_integer(ctx, "kv_pages", stats.kv.pages_total);
     reply_field_integer(ctx, "kv_pages_active", stats.kv.pages_active);
@@ -63,7 +62,7 @@ static void reply_model(RedisModuleCtx *ctx, const struct model_entry *m)
 struct load_task {
     struct task task;
     struct model_entry *model; /* dead after a failed load */
-    struct llm_config config;
+    struct engine_config config;
     char *model_dir, *path, *name;
     struct infer_error error;
 };
@@ -129,7 +128,7 @@ int cmd_model_load(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
     l->task.reply = reply_load;
     l->task.free = free_load;
     l->model = m;
-    l->config = (struct llm_config){
+    l->config = (struct engine_config){
         .n_ctx = a.context,
         .kv_bytes = (size_t)a.kv_memory,
         .kernels = config.kernels,

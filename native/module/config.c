@@ -91,13 +91,13 @@ static int set_model_dir(const char *name, RedisModuleString *value, void *privd
 int config_register(RedisModuleCtx *ctx)
 {
     const unsigned changeable = REDISMODULE_CONFIG_DEFAULT;
-    struct llm_limits *limits = &config.limits;
+    struct engine_limits *limits = &config.limits;
     /* kv-memory may be generous by default: only pages that are used cost memory. */
     if (RedisModule_RegisterNumericConfig(ctx, "threads", 0, changeable, 0, MAX_THREADS, get_int, set_int,
                                           apply_threads, (void *)&config.threads) != REDISMODULE_OK ||
         RedisModule_RegisterStringConfig(ctx, "model-dir", "", REDISMODULE_CONFIG_IMMUTABLE, get_model_dir,
                                          set_model_dir, NULL, NULL) != REDISMODULE_OK ||
-        RedisModule_RegisterNumericConfig(ctx, "kv-memory", (long long)LLM_DEFAULT_KV_BYTES,
+        RedisModule_RegisterNumericConfig(ctx, "kv-memory", (long long)ENGINE_DEFAULT_KV_BYTES,
                                           REDISMODULE_CONFIG_MEMORY, MIB, LLONG_MAX, get_kv_memory, set_kv_memory,
                                           NULL, NULL) != REDISMODULE_OK ||
         RedisModule_RegisterNumericConfig(ctx, "max-batch", DEFAULT_BATCH, changeable, 1, LLM_MAX_BATCH, get_int,

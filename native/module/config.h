@@ -16,7 +16,7 @@ struct config {
     long long kv_memory; /* bytes, of each model that is loaded without KVMEMORY */
     bool trace_admission;
     const struct kernels *kernels; /* of this CPU, or REDIS_INFER_KERNELS' choice: fixed from the start */
-    struct llm_limits limits; /* shared by all engines */
+    struct engine_limits limits; /* shared by all engines */
 };
 
 extern struct config config;

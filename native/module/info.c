@@ -1,7 +1,7 @@
 /* INFO infer: counters since the models that are loaded now were loaded, and the memory that
  * used_memory does not show (weights are mapped files, the KV cache is mapped memory).
  *
- * Main thread; core's counters are read through llm_get_stats. */
+ * Main thread; core's counters are read through the engine's get_stats. */
 #include "commands.h"
 #include "config.h"
 #include "registry.h"
@@ -10,7 +10,7 @@
 #include <string.h>
 
 struct totals {
-    struct llm_stats sum;
+    struct engine_stats sum;
     size_t weight_bytes, activation_bytes, kv_bytes, kv_used_bytes;
     unsigned long long ready;
 };
@@ -19,8 +19,8 @@ static void add(const struct model_entry *m, void *arg)
 {
     struct totals *t = arg;
     if (m->state != MODEL_READY) return;
-    struct llm_stats s;
-    llm_get_stats(m->engine, &s);
+    struct engine_stats s;
+    m->engine->ops->get_stats(m->engine, &s);
     t->ready++;
     t->sum.running += s.running;
     t->sum.queued += s.queued;
@@ -33,7 +33,7 @@ static void add(const struct model_entry *m, void *arg)
     t->sum.cached_tokens += s.cached_tokens;
     t->sum.output_tokens += s.output_tokens;
     t->sum.steps += s.steps;
-    t->weight_bytes += llm_model(m->engine)->weight_bytes;
+    t->weight_bytes += m->engine->info.weight_bytes;
     t->activation_bytes += s.activation_bytes;
     t->kv_bytes += s.kv.arena_bytes;
     t->kv_used_bytes += (size_t)(s.kv.pages_active + s.kv.pages_cached) * s.kv.page_bytes;
@@ -64,8 +64,8 @@ static void describe(const struct model_entry *m, void *info)
     RedisModule_InfoBeginDictField(info, name);
     RedisModule_InfoAddFieldCString(info, "state", model_state_name(m->state));
     if (m->state == MODEL_READY) {
-        struct llm_stats s;
-        llm_get_stats(m->engine, &s);
+        struct engine_stats s;
+        m->engine->ops->get_stats(m->engine, &s);
         field(info, "running", (unsigned long long)s.running);
         field(info, "queued", (unsigned long long)s.queued);
         field(info, "requests", s.requests);

@@ -127,12 +127,12 @@ static int need_runtime(const struct kernels *kernels, struct infer_error *err)
 }
 
 int registry_finish_load(struct model_entry *m, const char *model_dir, const char *path,
-                         const struct llm_config *c, struct infer_error *err)
+                         const struct engine_config *c, struct infer_error *err)
 {
     char resolved[PATH_MAX];
     struct engine *e = NULL;
     if (model_path_resolve(model_dir, path, resolved, err) == 0 && need_runtime(c->kernels, err) == 0)
-        e = llm_load(resolved, c, err);
+        e = engine_load(resolved, c, err);
     char *kept = e ? strdup(resolved) : NULL;
 
     /* Not under the lock: the conductor may be in a step. */

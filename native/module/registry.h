@@ -33,7 +33,7 @@ struct model_entry {
 struct model_entry *registry_begin_load(const char *name, size_t len, struct reply_error *err);
 /* Loads the file and makes the entry ready, or takes it off the list: then it is gone. */
 int registry_finish_load(struct model_entry *m, const char *model_dir, const char *path,
-                         const struct llm_config *c, struct infer_error *err);
+                         const struct engine_config *c, struct infer_error *err);
 
 /* Instead of finish_load, when no task could be started. Main thread. */
 void registry_abandon_load(struct model_entry *m);

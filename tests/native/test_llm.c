@@ -48,7 +48,7 @@ static void write_model(const char *architecture, enum tensor_type type)
     if (write_random_model(model_path, &o) != 0) perror(model_path), exit(1);
 }
 
-static struct llm_limits limits;
+static struct engine_limits limits;
 
 static struct engine *load_with(const struct kernels *k, int max_batch, int max_queue, int pages)
 {
@@ -56,8 +56,8 @@ static struct engine *load_with(const struct kernels *k, int max_batch, int max_
     struct hparams hp = {.n_layer = 2, .n_head_kv = 2, .k_dim = 16, .v_dim = 16}; /* of random_model_defaults */
     atomic_store(&limits.max_batch, max_batch);
     atomic_store(&limits.max_queue, max_queue);
-    struct llm_config c = {.kv_bytes = (size_t)pages * kv_page_bytes(&hp), .kernels = k, .limits = &limits};
-    struct engine *e = llm_load(model_path, &c, &err);
+    struct engine_config c = {.kv_bytes = (size_t)pages * kv_page_bytes(&hp), .kernels = k, .limits = &limits};
+    struct engine *e = engine_load(model_path, &c, &err);
     if (!e) fprintf(stderr, "%s\n", err.message), exit(1);
     return e;
 }
@@ -157,8 +157,8 @@ static void drain(struct engine *e, struct pool *p)
 
 static void check_idle(struct engine *e)
 {
-    struct llm_stats s;
-    llm_get_stats(e, &s);
+    struct engine_stats s;
+    e->ops->get_stats(e, &s);
     CHECKF(s.running == 0 && s.queued == 0, "%d running, %d queued", s.running, s.queued);
     CHECKF(s.kv.pages_active == 0, "%d pages in use", s.kv.pages_active);
     CHECK(s.requests == s.finished + s.cancelled + s.timed_out + s.failed);
@@ -354,8 +354,8 @@ static void tokens_do_not_depend_on_company_cache_threads_or_kernels(void)
         run_many(e, p, true, false, false, "at once, cold");
         run_many(e, p, true, false, false, "at once, warm");
         run_many(e, p, true, true, false, "at once, no cache");
-        struct llm_stats s;
-        llm_get_stats(e, &s);
+        struct engine_stats s;
+        e->ops->get_stats(e, &s);
         CHECK(s.cached_tokens > 1000);
         e->ops->free(e);
         e = load(7, 100, 20); /* pages run out: requests wait, prefixes go */
@@ -518,14 +518,14 @@ static void equal_prompts_at_once_are_computed_and_stored_once(void)
         c[i] = prepare(e, prompt, PREFIX + TAIL, &p);
         must_admit(e, &c[i]);
     }
-    struct llm_stats s;
+    struct engine_stats s;
     do {
         e->ops->step(e, pool);
-        llm_get_stats(e, &s);
+        e->ops->get_stats(e, &s);
         CHECKF(s.kv.pages_active <= PREFIX / KV_PAGE + N, "%d pages", s.kv.pages_active);
     } while (!c[0].r->n_output);
     drain(e, pool);
-    llm_get_stats(e, &s);
+    e->ops->get_stats(e, &s);
     CHECK(s.cached_tokens == (N - 1) * PREFIX);
     for (int i = 0; i < N; i++) {
         CHECK(c[i].r->n_cached == (i ? PREFIX : 0));
@@ -593,8 +593,8 @@ static void end_at_every_stage(void (*due)(struct client *c), enum llm_finish fi
             llm_request_free(c.r);
             check_idle(e);
         }
-    struct llm_stats s;
-    llm_get_stats(e, &s);
+    struct engine_stats s;
+    e->ops->get_stats(e, &s);
     CHECK((finish == LLM_CANCELLED ? s.cancelled : s.timed_out) == 7);
     e->ops->free(e);
     pool_free(pool);
@@ -692,8 +692,8 @@ static void requests_wait_for_pages_and_none_fails(void)
         CHECK(c[i].n_done == 1 && c[i].r->n_output == 60 && c[i].r->base.error.code == INFER_OK);
         llm_request_free(c[i].r);
     }
-    struct llm_stats s;
-    llm_get_stats(e, &s);
+    struct engine_stats s;
+    e->ops->get_stats(e, &s);
     CHECK(s.kv.evicted_pages > 20 && s.finished == N);
     check_idle(e);
     e->ops->free(e);
@@ -706,7 +706,7 @@ static void what_cannot_fit_is_refused_with_its_numbers(void)
     random_prompt(prompt, 2048);
     struct infer_error err = {0};
     struct engine *e = load(1, 1, 4);
-    CHECK(llm_n_ctx(e) == 4 * KV_PAGE); /* less than the model's 2048: the budget holds no more */
+    CHECK(e->info.n_ctx == 4 * KV_PAGE); /* less than the model's 2048: the budget holds no more */
     struct llm_params p = generate(57);
     struct client c = prepare(e, prompt, 200, &p);
     CHECK(admit(e, &c, &err) == -1 && err.code == INFER_CONTEXT);
@@ -734,26 +734,26 @@ static void what_cannot_fit_is_refused_with_its_numbers(void)
 static void a_context_beyond_model_or_budget_is_refused(void)
 {
     struct infer_error err = {0};
-    struct llm_config c = {.n_ctx = 2049, .kernels = best(), .limits = &limits};
-    CHECK(llm_load(model_path, &c, &err) == NULL && err.code == INFER_CONTEXT);
+    struct engine_config c = {.n_ctx = 2049, .kernels = best(), .limits = &limits};
+    CHECK(engine_load(model_path, &c, &err) == NULL && err.code == INFER_CONTEXT);
     CHECK(strstr(err.message, "2049") && strstr(err.message, "2048"));
     c.n_ctx = 2048;
     c.kv_bytes = 1 << 18;
-    CHECK(llm_load(model_path, &c, &err) == NULL && err.code == INFER_CONTEXT && strstr(err.message, "262144"));
+    CHECK(engine_load(model_path, &c, &err) == NULL && err.code == INFER_CONTEXT && strstr(err.message, "262144"));
     c.kv_bytes = 100;
-    CHECK(llm_load(model_path, &c, &err) == NULL && err.code == INFER_CONTEXT);
+    CHECK(engine_load(model_path, &c, &err) == NULL && err.code == INFER_CONTEXT);
     c.n_ctx = 100;
     c.kv_bytes = 0;
-    struct engine *e = llm_load(model_path, &c, &err);
+    struct engine *e = engine_load(model_path, &c, &err);
     REQUIRE(e);
-    CHECK(llm_n_ctx(e) == 100);
+    CHECK(e->info.n_ctx == 100);
     e->ops->free(e);
     c.n_ctx = 0;
-    e = llm_load(model_path, &c, &err);
+    e = engine_load(model_path, &c, &err);
     REQUIRE(e);
-    CHECK(llm_n_ctx(e) == 2048);
+    CHECK(e->info.n_ctx == 2048);
     e->ops->free(e);
-    CHECK(llm_load("/nonexistent/model.gguf", &c, &err) == NULL && strstr(err.message, "/nonexistent/model.gguf"));
+    CHECK(engine_load("/nonexistent/model.gguf", &c, &err) == NULL && strstr(err.message, "/nonexistent/model.gguf"));
 }
 
 static void tokens_are_read_from_any_address_and_checked(void)
@@ -852,9 +852,9 @@ static void clients_of_all_kinds_leave_nothing_behind(void)
     pthread_t threads[CLIENTS];
     for (int i = 0; i < CLIENTS; i++)
         CHECK(pthread_create(&threads[i], NULL, be_client, (void *)(size_t)(i + 1)) == 0);
-    struct llm_stats s;
+    struct engine_stats s;
     for (int i = 0; i < 20; i++) { /* statistics may be read meanwhile */
-        llm_get_stats(shared, &s);
+        shared->ops->get_stats(shared, &s);
         CHECK(s.kv.pages_active + s.kv.pages_cached + s.kv.pages_free <= s.kv.pages_total + 4);
         usleep(1000);
     }
@@ -865,7 +865,7 @@ static void clients_of_all_kinds_leave_nothing_behind(void)
         free(wrong);
     }
     check_idle(shared);
-    llm_get_stats(shared, &s);
+    shared->ops->get_stats(shared, &s);
     CHECK(s.finished > 20 && s.cancelled > 5 && s.failed == 0);
     CHECK(s.queue.count > 0 && s.first_token.count > 0 && s.token.count > 0 && s.step.count == s.steps);
     CHECK(s.step.p50_us <= s.step.p99_us && s.step.p99_us <= s.step.max_us);
