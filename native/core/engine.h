@@ -23,6 +23,7 @@
 
 struct engine;
 struct request;
+struct embed_request;
 
 enum request_state { REQUEST_NEW, REQUEST_QUEUED, REQUEST_RUNNING, REQUEST_DONE };
 
@@ -34,6 +35,7 @@ struct request_timing { /* microseconds; times are platform_now_us, 0: not reach
 struct request {
     uint64_t id;               /* unique in the process, set by engine_admit */
     struct engine *engine;
+    bool is_embed;             /* it begins a struct embed_request (embed.h), not the engine's own kind */
     _Atomic int state;         /* enum request_state: any thread may read it */
     _Atomic bool cancelled;    /* set by engine_cancel; the step loop obeys */
     uint64_t timeout_us;       /* from admission; 0: none */
@@ -62,6 +64,8 @@ struct engine_ops {
     const char *name; /* "llm", "bert" */
     /* Checks and queues r; -1 and *err if refused (r stays the caller's). Any thread. */
     int (*admit)(struct engine *e, struct request *r, struct infer_error *err);
+    /* The same for vectors. Any thread. */
+    int (*embed)(struct engine *e, struct embed_request *r, struct infer_error *err);
     /* One step. Conductor. Returns false when there was nothing to do. */
     bool (*step)(struct engine *e, struct pool *p);
     /* Ends all requests as cancelled with INFER_NOMODEL. Conductor. */
@@ -96,7 +100,7 @@ struct engine_config {
 struct engine *engine_load(const char *path, const struct engine_config *config, struct infer_error *err);
 
 /* Gives r its id, admits it and wakes the conductor; never waits for a step. -1 with INFER_NOMODEL when
- * the engine is not registered (any more), or with what ops->admit found. Any thread. */
+ * the engine is not registered (any more), or with what ops->admit (or ops->embed) found. Any thread. */
 int engine_admit(struct engine *e, struct request *r, struct infer_error *err);
 /* Asks for an early end; done() follows soon. Any thread, at any time before done returns. */
 void engine_cancel(struct request *r);

@@ -30,11 +30,8 @@ static int check_request(const struct llm *e, const struct llm_request *r, struc
     return 0;
 }
 
-static int admit(struct engine *engine, struct request *request, struct infer_error *err)
+int llm_open(struct llm *e, struct infer_error *err)
 {
-    struct llm *e = (struct llm *)engine;
-    if (check_request(e, (struct llm_request *)request, err) != 0) return -1;
-
     int max_queue = atomic_load(&e->limits->max_queue), max_batch = llm_max_batch(e);
     int open = atomic_fetch_add(&e->n_open, 1);
     if (open >= max_batch + max_queue) {
@@ -43,10 +40,23 @@ static int admit(struct engine *engine, struct request *request, struct infer_er
                           "%d requests are running or waiting, the most are %d running and %d waiting: try again later",
                           open, max_batch, max_queue);
     }
-    atomic_fetch_add(&e->n_requests, 1);
-    request->next = atomic_load(&e->arrivals);
-    while (!atomic_compare_exchange_weak(&e->arrivals, &request->next, request)) {
+    return 0;
+}
+
+void llm_push(struct llm *e, struct request *newest, struct request *oldest, int n)
+{
+    atomic_fetch_add(&e->n_requests, (uint64_t)n);
+    atomic_fetch_add(&e->n_waiting, n);
+    oldest->next = atomic_load(&e->arrivals);
+    while (!atomic_compare_exchange_weak(&e->arrivals, &oldest->next, newest)) {
     }
+}
+
+static int admit(struct engine *engine, struct request *request, struct infer_error *err)
+{
+    struct llm *e = (struct llm *)engine;
+    if (check_request(e, (struct llm_request *)request, err) != 0 || llm_open(e, err) != 0) return -1;
+    llm_push(e, request, request, 1);
     return 0; /* it may be done and gone by now */
 }
 
@@ -58,8 +68,7 @@ static void get_stats(struct engine *engine, struct engine_stats *s)
     kv_get_stats(e->kv, &s->kv);
     s->activation_bytes = decoder_bytes(e->decoder);
     s->running = atomic_load(&e->running_now);
-    s->queued = atomic_load(&e->n_open) - s->running;
-    if (s->queued < 0) s->queued = 0; /* read while one finished */
+    s->queued = atomic_load(&e->n_waiting);
     s->requests = atomic_load(&e->n_requests);
     s->finished = atomic_load(&e->n_finished);
     s->cancelled = atomic_load(&e->n_cancelled);
@@ -91,6 +100,7 @@ static void llm_free(struct engine *engine)
 const struct engine_ops llm_ops = {
     .name = "llm",
     .admit = admit,
+    .embed = llm_embed,
     .step = llm_step,
     .abort = llm_abort,
     .get_stats = get_stats,

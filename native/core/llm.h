@@ -12,7 +12,7 @@
 #ifndef INFER_LLM_H
 #define INFER_LLM_H
 
-#include "engine.h"
+#include "embed.h"
 #include "kv.h"
 #include "model.h"
 #include "sampler.h"
@@ -77,6 +77,8 @@ struct llm_request {
     uint64_t last_output_at;
     struct llm_request *leader; /* computes the beginning of the same prompt: wait for it ... */
     int follow_to;              /* ... up to this position */
+    struct embed_request *whole; /* llm_embed.c: the request that this one is a part of, or NULL */
+    int input;                   /* which */
 };
 
 /* Loads a decoder model from g, which is the engine's from now on, also on failure. The mapping, weights, arena and

@@ -1,5 +1,5 @@
 /* What the files of the text engine share: llm.c (life of an engine, admission), llm_request.c (building
- * a request) and llm_step.c (the step). Nobody else includes it. */
+ * a request), llm_embed.c (vectors) and llm_step.c (the step). Nobody else includes it. */
 #ifndef INFER_LLM_INTERNAL_H
 #define INFER_LLM_INTERNAL_H
 
@@ -30,7 +30,8 @@ struct llm {
 
     /* any thread: requests come in through `arrivals`, newest first, linked by `next` */
     struct request *_Atomic arrivals;
-    _Atomic int n_open; /* admitted and not done */
+    _Atomic int n_open;    /* admitted and not done; a request for vectors is one */
+    _Atomic int n_waiting; /* admitted and not started */
 
     /* the conductor's */
     struct request *queue, *queue_last; /* in the order of admission, linked by next and prev */
@@ -55,6 +56,12 @@ _Static_assert(LLM_MAX_BATCH + LLM_SLICE <= LLM_STEP_TOKENS, "a step with genera
 int llm_max_batch(const struct llm *e);
 
 extern const struct engine_ops llm_ops;
+
+/* Counts one more request as open, or refuses it as BUSY. Any thread. */
+int llm_open(struct llm *e, struct infer_error *err);
+/* Hands n requests, linked from the newest to the oldest, to the conductor. Any thread. */
+void llm_push(struct llm *e, struct request *newest, struct request *oldest, int n);
+int llm_embed(struct engine *e, struct embed_request *r, struct infer_error *err);
 
 bool llm_step(struct engine *e, struct pool *p);
 void llm_abort(struct engine *e);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "llm_internal.h"
+#include "tokens.h"
 
 const char *llm_finish_name(enum llm_finish f)
 {
@@ -95,22 +96,8 @@ int llm_request_append(struct llm_request *r, const void *data, size_t bytes, co
     if (reserve_tokens(r, r->n_prompt + (int)n, llm->base.info.n_ctx) != 0)
         return infer_fail(err, INFER_ERR, "no memory for %zu tokens", n);
 
-    /* The one pass over the caller's bytes. They may change under a second look, so ids are checked as copied. */
-    const unsigned char *in = data;
-    r->source = in;
-    uint32_t *out = r->tokens + r->n_prompt, n_vocab = (uint32_t)llm->model->hp.n_vocab, largest = 0;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t id = (uint32_t)in[4 * i] | (uint32_t)in[4 * i + 1] << 8 | (uint32_t)in[4 * i + 2] << 16 |
-                      (uint32_t)in[4 * i + 3] << 24;
-        out[i] = id;
-        largest = id > largest ? id : largest;
-    }
-    if (largest >= n_vocab) {
-        size_t bad = 0;
-        while (out[bad] < n_vocab) bad++;
-        return infer_fail(err, INFER_BADTOKENS, "%s holds token %u at position %zu, outside the vocabulary of %u", what,
-                          out[bad], bad, n_vocab);
-    }
+    r->source = data;
+    if (tokens_read(r->tokens + r->n_prompt, data, n, (uint32_t)llm->model->hp.n_vocab, what, err) != 0) return -1;
     r->n_prompt += (int)n;
     return 0;
 }

@@ -5,7 +5,6 @@
  * All of it on the conductor; pick is shared over the pool. The queue
  * and the running requests are the conductor's own, so there is no lock. A
  * request leaves through end(), whose last act is to call done: it is not touched after that. */
-#include <math.h>
 #include <stdatomic.h>
 #include <string.h>
 
@@ -51,13 +50,17 @@ static void end(struct llm *e, struct llm_request *r, enum outcome outcome)
     case TIMED_OUT: atomic_fetch_add(&e->n_timed_out, 1); break;
     case FAILED: atomic_fetch_add(&e->n_failed, 1); break;
     }
-    if (atomic_load(&r->base.state) == REQUEST_RUNNING) running_remove(e, r);
-    else queue_remove(e, r);
+    if (atomic_load(&r->base.state) == REQUEST_RUNNING) {
+        running_remove(e, r);
+    } else {
+        queue_remove(e, r);
+        atomic_fetch_sub(&e->n_waiting, 1);
+    }
     kv_seq_end(&r->seq, r->tokens, !r->params.no_cache);
     sampler_free(&r->sampler);
     r->base.timing.done_at = platform_now_us();
     atomic_store(&r->base.state, REQUEST_DONE);
-    atomic_fetch_sub(&e->n_open, 1);
+    if (!r->whole) atomic_fetch_sub(&e->n_open, 1);
     r->base.done(&r->base);
 }
 
@@ -89,7 +92,7 @@ static void end_early(struct llm *e, struct llm_request *r, enum outcome outcome
 /* True if r ended: cancelled or out of time. */
 static bool end_if_due(struct llm *e, struct llm_request *r, uint64_t now)
 {
-    if (atomic_load(&r->base.cancelled)) {
+    if (atomic_load(&r->base.cancelled) || (r->whole && atomic_load(&r->whole->base.cancelled))) {
         end_early(e, r, CANCELLED);
         return true;
     }
@@ -192,10 +195,15 @@ static void start(struct llm *e)
             continue;
         }
         queue_remove(e, r);
+        atomic_fetch_sub(&e->n_waiting, 1);
         e->running[e->n_running++] = r;
         atomic_store(&e->running_now, e->n_running);
         atomic_store(&r->base.state, REQUEST_RUNNING);
         r->base.timing.started_at = platform_now_us();
+        if (r->whole && atomic_load(&r->whole->base.state) == REQUEST_QUEUED) {
+            r->whole->base.timing.started_at = r->base.timing.started_at;
+            atomic_store(&r->whole->base.state, REQUEST_RUNNING);
+        }
         histogram_add(&e->queue_us, r->base.timing.started_at - r->base.timing.admitted_at);
         atomic_fetch_add(&e->prompt_tokens, (uint64_t)r->n_prompt);
         count_cached(e, r, cached);
@@ -347,14 +355,6 @@ static void deliver_token(struct llm *e, struct llm_request *r, int32_t id, uint
     if (r->finish != LLM_NOT_FINISHED) end(e, r, FINISHED);
 }
 
-static void normalize(float *x, int n)
-{
-    double sum = 0;
-    for (int i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
-    float scale = sum > 0 ? (float)(1.0 / sqrt(sum)) : 0.0f;
-    for (int i = 0; i < n; i++) x[i] *= scale;
-}
-
 /* Hands the step's results out. */
 static void deliver(struct llm *e)
 {
@@ -372,7 +372,7 @@ static void deliver(struct llm *e)
         if (r->base.error.code != INFER_OK) {
             end(e, r, FAILED);
         } else if (r->params.kind != LLM_GENERATE && r->seq.n_tokens == n_target(r)) {
-            if (r->params.kind == LLM_EMBED) normalize(r->embedding, r->n_embedding);
+            if (r->params.kind == LLM_EMBED) embed_normalize(r->embedding, r->n_embedding);
             count_output(e, r, now);
             end(e, r, FINISHED);
         }

@@ -240,7 +240,7 @@ int engine_admit(struct engine *e, struct request *r, struct infer_error *err)
     if (rt) {
         pthread_mutex_lock(&rt->lock);
         if (atomic_load(&e->runtime) == rt)
-            result = e->ops->admit(e, r, err);
+            result = r->is_embed ? e->ops->embed(e, (struct embed_request *)r, err) : e->ops->admit(e, r, err);
         else
             rt = NULL;
         pthread_mutex_unlock(&rt->lock);

@@ -2,7 +2,7 @@
  * INFER.CANCEL id: ends a request early
  *
  * A cancelled generation answers its own client with what it has so far and finish_reason
- * "cancelled"; a cancelled scoring answers with CANCELLED. Main thread. */
+ * "cancelled"; a cancelled scoring or embedding answers with CANCELLED. Main thread. */
 #include "args.h"
 #include "commands.h"
 #include "job.h"
@@ -27,14 +27,14 @@ int cmd_requests(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
     long n = 0;
     uint64_t now = platform_now_us();
     for (const struct job *j = job_first(); j; j = j->next, n++) {
-        const struct request *r = &j->request->base;
+        const struct request *r = job_request(j);
         RedisModule_ReplyWithMap(ctx, 7);
         reply_field_integer(ctx, "id", (long long)j->id);
         reply_field_text(ctx, "command", j->command);
         reply_field_text(ctx, "model", j->model->name);
         reply_field_text(ctx, "state", state_name(r->state));
         reply_field_integer(ctx, "client", (long long)j->client_id);
-        reply_field_integer(ctx, "prompt_tokens", j->request->n_prompt);
+        reply_field_integer(ctx, "prompt_tokens", job_prompt_tokens(j));
         reply_field_integer(ctx, "age_us", (long long)(now - j->started_us));
     }
     RedisModule_ReplySetArrayLength(ctx, n);

@@ -29,17 +29,6 @@ static int parse(RedisModuleString **argv, int argc, struct arg_prompt *prompt, 
     return args_options(&set, 1, argv, argc, prompt->next, err);
 }
 
-static int report_keys(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
-{
-    if (argc < 4) return REDISMODULE_OK;
-    struct arg_prompt prompt;
-    struct reply_error err;
-    if (args_prompt(argv, argc, &prompt, &err) < 0) return REDISMODULE_OK;
-    for (int i = 0; i < prompt.n_keys; i++)
-        RedisModule_KeyAtPosWithFlags(ctx, prompt.first_key + i, REDISMODULE_CMD_KEY_RO | REDISMODULE_CMD_KEY_ACCESS);
-    return REDISMODULE_OK;
-}
-
 static int reply(RedisModuleCtx *ctx, struct job *j)
 {
     const struct llm_request *r = j->request;
@@ -60,7 +49,7 @@ static int reply(RedisModuleCtx *ctx, struct job *j)
 int cmd_score(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
 {
     uint64_t began_us = platform_now_us();
-    if (RedisModule_IsKeysPositionRequest(ctx)) return report_keys(ctx, argv, argc);
+    if (RedisModule_IsKeysPositionRequest(ctx)) return prompt_report_keys(ctx, argv, argc);
     if (argc < 4) return RedisModule_WrongArity(ctx);
 
     struct arg_prompt prompt;

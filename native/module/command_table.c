@@ -38,6 +38,7 @@ enum { OPTIONAL = REDISMODULE_CMD_ARG_OPTIONAL, MULTIPLE = REDISMODULE_CMD_ARG_M
         .fk.keynum = {.keynumidx = 0, .firstkey = 1, .keystep = 1},                     \
     }
 
+static RedisModuleCommandKeySpec embed_keys[] = {PROMPT_KEYS, {0}};
 static RedisModuleCommandKeySpec score_keys[] = {PROMPT_KEYS, {0}};
 
 static RedisModuleCommandKeySpec generate_keys[] = {
@@ -80,6 +81,12 @@ static RedisModuleCommandArg generate_args[] = {
 static RedisModuleCommandArg score_args[] = {
     PROMPT_ARGS,
     OPTION("TOP", "alternatives", INTEGER),
+    {0},
+};
+
+static RedisModuleCommandArg embed_args[] = {
+    PROMPT_ARGS,
+    OPTION("TIMEOUT", "milliseconds", INTEGER),
     {0},
 };
 
@@ -128,6 +135,10 @@ static const struct command commands[] = {
      INFO(.summary = "Gives the log-probability of each token of a text.",
           .complexity = "O(N) on Redis' main thread where N is the length of the text; the model runs on other threads.",
           .tips = "nondeterministic_output", .arity = -4, .key_specs = score_keys, .args = score_args)},
+    {"infer.embed", cmd_embed, "readonly blocking getkeys-api no-mandatory-keys", "read slow blocking",
+     INFO(.summary = "Gives each text's vector.",
+          .complexity = "O(N) on Redis' main thread where N is the number of tokens; the model runs on other threads.",
+          .arity = -4, .key_specs = embed_keys, .args = embed_args)},
     {"infer.requests", cmd_requests, "readonly fast allow-stale", "read fast",
      INFO(.summary = "Lists the requests that are waiting and running.",
           .complexity = "O(N) where N is the number of requests.", .tips = "nondeterministic_output", .arity = 1)},

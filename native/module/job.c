@@ -34,29 +34,52 @@ int job_may_block(RedisModuleCtx *ctx, const char *command, struct reply_error *
     return 0;
 }
 
-struct job *job_create(const struct arg_string *model, const struct llm_params *params, struct reply_error *err)
+/* For a request of m's engine; NULL if there is none, for the reason in *core. */
+static struct job *bind(struct model_entry *m, struct llm_request *r, struct embed_request *embed,
+                        const struct infer_error *core, struct reply_error *err)
 {
-    struct model_entry *m = registry_acquire(model->data, model->len, err);
-    struct llm_request *r = NULL;
-    if (m) {
-        struct infer_error core;
-        r = llm_request_create(m->engine, params, &core);
-        if (!r) reply_fail_core(err, &core);
-    }
-    if (!r) {
-        free(params->stops);
-        if (m) registry_release(m);
+    if (!r && !embed) {
+        reply_fail_core(err, core);
+        registry_release(m);
         return NULL;
     }
     struct job *j = RedisModule_Calloc(1, sizeof *j);
     j->request = r;
+    j->embed = embed;
     j->model = m;
     return j;
+}
+
+struct job *job_create(const struct arg_string *model, const struct llm_params *params, struct reply_error *err)
+{
+    struct infer_error core;
+    struct model_entry *m = registry_acquire(model->data, model->len, err);
+    struct job *j = m ? bind(m, llm_request_create(m->engine, params, &core), NULL, &core, err) : NULL;
+    if (!j) free(params->stops);
+    return j;
+}
+
+struct job *job_create_embed(const struct arg_string *model, struct reply_error *err)
+{
+    struct infer_error core;
+    struct model_entry *m = registry_acquire(model->data, model->len, err);
+    return m ? bind(m, NULL, embed_request_create(m->engine, &core), &core, err) : NULL;
+}
+
+struct request *job_request(const struct job *j)
+{
+    return j->request ? &j->request->base : &j->embed->base;
+}
+
+int job_prompt_tokens(const struct job *j)
+{
+    return j->request ? j->request->n_prompt : j->embed->n_tokens;
 }
 
 void job_free(struct job *j)
 {
     llm_request_free(j->request);
+    embed_request_free(j->embed);
     registry_release(j->model);
     if (j->store) RedisModule_Free(j->store);
     RedisModule_Free(j);
@@ -74,7 +97,7 @@ static int on_reply(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
 {
     (void)argv, (void)argc;
     struct job *j = RedisModule_GetBlockedClientPrivateData(ctx);
-    const struct infer_error *error = &j->request->base.error;
+    const struct infer_error *error = &job_request(j)->error;
     return error->code == INFER_OK ? j->reply(ctx, j) : reply_error_core(ctx, error);
 }
 
@@ -98,7 +121,7 @@ static void on_disconnect(RedisModuleCtx *ctx, RedisModuleBlockedClient *blocked
 {
     (void)ctx;
     struct job *j = find_blocked(blocked);
-    if (j) engine_cancel(&j->request->base);
+    if (j) engine_cancel(job_request(j));
 }
 
 /* Redis' own timeout is not used (core keeps TIMEOUT): this is CLIENT UNBLOCK. */
@@ -106,7 +129,7 @@ static int on_unblock_command(RedisModuleCtx *ctx, RedisModuleString **argv, int
 {
     (void)argv, (void)argc;
     struct job *j = find_blocked(RedisModule_GetBlockedClientHandle(ctx));
-    if (j) engine_cancel(&j->request->base);
+    if (j) engine_cancel(job_request(j));
     return RedisModule_ReplyWithError(ctx, "CANCELLED by CLIENT UNBLOCK");
 }
 
@@ -114,7 +137,7 @@ static int on_unblock_command(RedisModuleCtx *ctx, RedisModuleString **argv, int
 
 void job_start(RedisModuleCtx *ctx, struct job *j, uint64_t began_us)
 {
-    struct request *r = &j->request->base;
+    struct request *r = job_request(j);
     r->user = j;
     r->done = on_done;
     j->client_id = RedisModule_GetClientId(ctx);
@@ -144,7 +167,7 @@ static long long span_us(uint64_t from, uint64_t to)
 
 void job_reply_timing(RedisModuleCtx *ctx, const struct job *j, bool first_token)
 {
-    const struct request_timing *t = &j->request->base.timing;
+    const struct request_timing *t = &job_request(j)->timing;
     reply_field_integer(ctx, "admit_us", (long long)t->admit_us);
     reply_field_integer(ctx, "queue_us", span_us(t->admitted_at, t->started_at));
     if (first_token) reply_field_integer(ctx, "first_token_us", span_us(t->admitted_at, t->first_output_at));
@@ -160,7 +183,7 @@ bool job_cancel(uint64_t id)
 {
     struct job *j = first;
     while (j && j->id != id) j = j->next;
-    if (!j || j->request->base.state == REQUEST_DONE) return false;
-    engine_cancel(&j->request->base);
+    if (!j || job_request(j)->state == REQUEST_DONE) return false;
+    engine_cancel(job_request(j));
     return true;
 }

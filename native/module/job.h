@@ -19,7 +19,8 @@
 #include "reply.h"
 
 struct job {
-    struct llm_request *request;
+    struct llm_request *request; /* tokens or scores; NULL for vectors: */
+    struct embed_request *embed;
     struct model_entry *model;
     const char *command; /* "INFER.GENERATE": static storage */
     uint64_t id;         /* core's; 0 if core refused the request */
@@ -40,6 +41,13 @@ int job_may_block(RedisModuleCtx *ctx, const char *command, struct reply_error *
 /* A job for `model`, which it uses until it is freed. params as for llm_request_create. On failure
  * nothing is left, params->stops included. */
 struct job *job_create(const struct arg_string *model, const struct llm_params *params, struct reply_error *err);
+
+/* The same for a request for vectors. */
+struct job *job_create_embed(const struct arg_string *model, struct reply_error *err);
+
+/* What both kinds of request begin with, and the tokens that came in. */
+struct request *job_request(const struct job *j);
+int job_prompt_tokens(const struct job *j);
 
 /* Before job_start only. */
 void job_free(struct job *j);

@@ -23,13 +23,30 @@ static const char *key_type_name(int type)
 }
 
 /* infer.trace-admission: shows that core reads where Redis keeps the bytes. */
-static void trace(RedisModuleCtx *ctx, const char *what, const void *given, size_t bytes, const struct llm_request *r)
+static void trace(RedisModuleCtx *ctx, const char *what, const void *given, size_t bytes, const void *source)
 {
     if (config.trace_admission)
-        RedisModule_Log(ctx, "notice", "admission: %s dma=%p bytes=%zu core=%p", what, given, bytes, r->source);
+        RedisModule_Log(ctx, "notice", "admission: %s dma=%p bytes=%zu core=%p", what, given, bytes, source);
 }
 
-static int append_key(RedisModuleCtx *ctx, struct llm_request *r, RedisModuleString *name, struct reply_error *err)
+/* Where tokens go: the prompt of `request`, or if there is none another input of `embed`. */
+struct target {
+    struct llm_request *request;
+    struct embed_request *embed;
+};
+
+static int append(RedisModuleCtx *ctx, const struct target *to, const void *data, size_t bytes, const char *what,
+                  struct reply_error *err)
+{
+    struct infer_error core;
+    int result = to->request ? llm_request_append(to->request, data, bytes, what, &core)
+                             : embed_request_add(to->embed, data, bytes, what, &core);
+    if (result < 0) return reply_fail_core(err, &core);
+    trace(ctx, what, data, bytes, to->request ? to->request->source : to->embed->source);
+    return 0;
+}
+
+static int append_key(RedisModuleCtx *ctx, const struct target *to, RedisModuleString *name, struct reply_error *err)
 {
     struct quoted q = quote_string(name);
     RedisModuleKey *key = RedisModule_OpenKey(ctx, name, REDISMODULE_READ);
@@ -40,12 +57,9 @@ static int append_key(RedisModuleCtx *ctx, struct llm_request *r, RedisModuleStr
     if (type == REDISMODULE_KEYTYPE_STRING) {
         char what[sizeof q.text + sizeof "key ''"];
         snprintf(what, sizeof what, "key '%s'", q.text);
-        struct infer_error core;
         size_t bytes;
         const char *data = RedisModule_StringDMA(key, &bytes, REDISMODULE_READ);
-        result = llm_request_append(r, data, bytes, what, &core);
-        if (result < 0) reply_fail_core(err, &core);
-        else trace(ctx, what, data, bytes, r);
+        result = append(ctx, to, data, bytes, what, err);
     } else {
         result = reply_fail(err, "WRONGTYPE", "key '%s' holds %s, not a string of packed tokens", q.text,
                             key_type_name(type));
@@ -54,17 +68,39 @@ static int append_key(RedisModuleCtx *ctx, struct llm_request *r, RedisModuleStr
     return result;
 }
 
+static int append_all(RedisModuleCtx *ctx, const struct target *to, const struct arg_prompt *keys,
+                      const struct arg_string *blob, struct reply_error *err)
+{
+    for (int i = 0; i < keys->n_keys; i++)
+        if (append_key(ctx, to, keys->keys[i], err) < 0) return -1;
+    return blob->data ? append(ctx, to, blob->data, blob->len, "TOKENS", err) : 0;
+}
+
+int prompt_add_inputs(RedisModuleCtx *ctx, struct embed_request *r, const struct arg_prompt *keys,
+                      const struct arg_string *blob, struct reply_error *err)
+{
+    if (append_all(ctx, &(struct target){.embed = r}, keys, blob, err) < 0) return -1;
+    if (r->n_inputs == 0)
+        return reply_fail(err, "BADTOKENS", "there is no input: give keys that hold tokens, or TOKENS");
+    return 0;
+}
+
 int prompt_append(RedisModuleCtx *ctx, struct llm_request *r, const struct arg_prompt *keys,
                   const struct arg_string *blob, struct reply_error *err)
 {
-    for (int i = 0; i < keys->n_keys; i++)
-        if (append_key(ctx, r, keys->keys[i], err) < 0) return -1;
-    if (blob->data) {
-        struct infer_error core;
-        if (llm_request_append(r, blob->data, blob->len, "TOKENS", &core) < 0) return reply_fail_core(err, &core);
-        trace(ctx, "TOKENS", blob->data, blob->len, r);
-    }
+    if (append_all(ctx, &(struct target){.request = r}, keys, blob, err) < 0) return -1;
     if (r->n_prompt == 0)
         return reply_fail(err, "BADTOKENS", "the prompt is empty: give keys that hold tokens, or TOKENS");
     return 0;
+}
+
+int prompt_report_keys(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
+{
+    if (argc < 4) return REDISMODULE_OK;
+    struct arg_prompt prompt;
+    struct reply_error err;
+    if (args_prompt(argv, argc, &prompt, &err) < 0) return REDISMODULE_OK;
+    for (int i = 0; i < prompt.n_keys; i++)
+        RedisModule_KeyAtPosWithFlags(ctx, prompt.first_key + i, REDISMODULE_CMD_KEY_RO | REDISMODULE_CMD_KEY_ACCESS);
+    return REDISMODULE_OK;
 }
