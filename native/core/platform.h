@@ -27,6 +27,9 @@ void platform_unmap_file(const void *p, size_t bytes);
  * the process' handler), and a lower priority than the process' main thread. */
 void platform_worker_thread(const char *name);
 
+/* The same at the main thread's own priority: for a thread that the main thread may have to wait for. */
+void platform_service_thread(const char *name);
+
 /* Processors that this process may run on (affinity and, where the system has
  * them, control group limits respected); at least 1. */
 int platform_cpu_count(void);

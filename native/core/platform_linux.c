@@ -1,7 +1,7 @@
 /* platform.h for Linux (glibc and musl).
  *
  * Mappings belong to the caller until it unmaps them. Every function may be
- * called from any thread; platform_worker_thread changes the calling thread only. */
+ * called from any thread; platform_*_thread change the calling thread only. */
 #include "platform.h"
 
 #include <errno.h>
@@ -102,7 +102,7 @@ void platform_unmap_file(const void *p, size_t bytes)
     if (p) munmap((void *)(uintptr_t)p, bytes);
 }
 
-void platform_worker_thread(const char *name)
+void platform_service_thread(const char *name)
 {
     char cut[16];
     snprintf(cut, sizeof cut, "%s", name);
@@ -117,7 +117,11 @@ void platform_worker_thread(const char *name)
     sigdelset(&set, SIGILL);
     sigdelset(&set, SIGABRT);
     pthread_sigmask(SIG_SETMASK, &set, NULL);
+}
 
+void platform_worker_thread(const char *name)
+{
+    platform_service_thread(name);
     /* Linux keeps the nice value per thread; the kernel clips it at 19. */
     int main_nice = getpriority(PRIO_PROCESS, (id_t)getpid());
     setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), main_nice + WORKER_NICE);

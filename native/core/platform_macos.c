@@ -1,7 +1,7 @@
 /* platform.h for macOS, with public interfaces only.
  *
  * Mappings belong to the caller until it unmaps them. Every function may be
- * called from any thread; platform_worker_thread changes the calling thread only. */
+ * called from any thread; platform_*_thread change the calling thread only. */
 #define _DARWIN_C_SOURCE
 #include "platform.h"
 
@@ -87,7 +87,7 @@ void platform_unmap_file(const void *p, size_t bytes)
     if (p) munmap((void *)(uintptr_t)p, bytes);
 }
 
-void platform_worker_thread(const char *name)
+void platform_service_thread(const char *name)
 {
     char cut[16];
     snprintf(cut, sizeof cut, "%s", name);
@@ -102,7 +102,11 @@ void platform_worker_thread(const char *name)
     sigdelset(&set, SIGILL);
     sigdelset(&set, SIGABRT);
     pthread_sigmask(SIG_SETMASK, &set, NULL);
+}
 
+void platform_worker_thread(const char *name)
+{
+    platform_service_thread(name);
     /* Below the main thread inside its own class: a lower class would move the thread to the efficiency cores. */
     pthread_set_qos_class_self_np(QOS_CLASS_DEFAULT, WORKER_RELATIVE_PRIORITY);
 }

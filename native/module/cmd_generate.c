@@ -1,9 +1,9 @@
 /* INFER.GENERATE model numkeys key [key ...] [TOKENS blob]
  *     [MAXTOKENS n] [TEMPERATURE t] [TOPK k] [TOPP p] [MINP p] [REPEAT penalty] [SEED s]
- *     [STOP n text ...] [IGNOREEOS] [LOGPROBS n] [NOCACHE] [TIMEOUT ms] [STORE key]
+ *     [STOP n text ...] [IGNOREEOS] [LOGPROBS n] [NOCACHE] [TIMEOUT ms]
+ *     [STREAM key [MAXLEN n] [TTL ms]] [STORE key] [ASYNC]
  *
- * Main thread throughout: parsing and admission in the command, the reply and STORE's
- * write in the reply callback. */
+ * Main thread throughout: parsing and admission in the command, the reply in the reply callback. */
 #include "args.h"
 #include "commands.h"
 #include "generation.h"
@@ -44,7 +44,6 @@ int cmd_generate(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
     struct arg_prompt prompt;
     struct generation_args a;
     struct reply_error err;
-    if (job_may_block(ctx, command, &err) < 0) return reply_error(ctx, &err);
     if (parse(argv, argc, &prompt, &a, &err) < 0) return reply_error(ctx, &err);
     struct job *j = generation_create(ctx, command, &prompt.model, &a, &err);
     if (!j) return reply_error(ctx, &err);

@@ -8,7 +8,7 @@
 #include "job.h"
 #include "platform.h"
 
-#include <limits.h>
+#include <stdatomic.h>
 
 static const char *state_name(int state)
 {

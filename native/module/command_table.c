@@ -2,8 +2,8 @@
  *
  * Keys are described twice. The key specifications serve clients and proxies that read them; the
  * commands also answer for themselves (getkeys-api), which counts where a specification
- * cannot: a STOP text or a TOKENS blob may be the word STORE, so the specification of
- * STORE's key says that it is incomplete, and Redis asks the command. */
+ * cannot: a STOP text or a TOKENS blob may be the word STORE or STREAM, so the specifications of
+ * their keys say that they are incomplete, and Redis asks the command. */
 #include "commands.h"
 
 #include <string.h>
@@ -41,22 +41,34 @@ enum { OPTIONAL = REDISMODULE_CMD_ARG_OPTIONAL, MULTIPLE = REDISMODULE_CMD_ARG_M
 static RedisModuleCommandKeySpec embed_keys[] = {PROMPT_KEYS, {0}};
 static RedisModuleCommandKeySpec score_keys[] = {PROMPT_KEYS, {0}};
 
+/* The key after an option's word, which the command writes. */
+#define OUTPUT_KEY(word, access)                                                        \
+    {                                                                                   \
+        .notes = "a STOP text or a TOKENS blob may look like this option",              \
+        .flags = access | REDISMODULE_CMD_KEY_UPDATE | REDISMODULE_CMD_KEY_INCOMPLETE,  \
+        .begin_search_type = REDISMODULE_KSPEC_BS_KEYWORD,                              \
+        .bs.keyword = {.keyword = word, .startfrom = 3},                                \
+        .find_keys_type = REDISMODULE_KSPEC_FK_RANGE,                                   \
+        .fk.range = {.lastkey = 0, .keystep = 1, .limit = 0},                           \
+    }
+
 static RedisModuleCommandKeySpec generate_keys[] = {
     PROMPT_KEYS,
-    {
-        .notes = "a STOP text or a TOKENS blob may look like this option",
-        .flags = REDISMODULE_CMD_KEY_OW | REDISMODULE_CMD_KEY_UPDATE | REDISMODULE_CMD_KEY_INCOMPLETE,
-        .begin_search_type = REDISMODULE_KSPEC_BS_KEYWORD,
-        .bs.keyword = {.keyword = "STORE", .startfrom = 3},
-        .find_keys_type = REDISMODULE_KSPEC_FK_RANGE,
-        .fk.range = {.lastkey = 0, .keystep = 1, .limit = 0},
-    },
+    OUTPUT_KEY("STORE", REDISMODULE_CMD_KEY_OW),
+    OUTPUT_KEY("STREAM", REDISMODULE_CMD_KEY_RW),
     {0},
 };
 
 static RedisModuleCommandArg stop_args[] = {
     ARG("n", INTEGER),
     ARG("text", STRING, .flags = MULTIPLE),
+    {0},
+};
+
+static RedisModuleCommandArg stream_args[] = {
+    {.name = "stream-key", .type = REDISMODULE_ARG_TYPE_KEY, .key_spec_index = 2, .token = "STREAM"},
+    OPTION("MAXLEN", "entries", INTEGER),
+    OPTION("TTL", "stream-milliseconds", INTEGER),
     {0},
 };
 
@@ -74,7 +86,9 @@ static RedisModuleCommandArg generate_args[] = {
     OPTION("LOGPROBS", "alternatives", INTEGER),
     FLAG("NOCACHE", "no-cache"),
     OPTION("TIMEOUT", "milliseconds", INTEGER),
+    ARG("stream", BLOCK, .flags = OPTIONAL, .subargs = stream_args),
     {.name = "store-key", .type = REDISMODULE_ARG_TYPE_KEY, .key_spec_index = 1, .token = "STORE", .flags = OPTIONAL},
+    FLAG("ASYNC", "async"),
     {0},
 };
 
@@ -125,7 +139,7 @@ static const struct command commands[] = {
     {"infer.model|info", cmd_model_info, "readonly fast allow-stale", "read fast",
      INFO(.summary = "Describes a model.", .complexity = "O(1)", .tips = "nondeterministic_output", .arity = 3,
           .args = name_args)},
-    /* may-replicate for STORE, which writes when the generation has ended. */
+    /* may-replicate for STREAM and STORE, which write after the command. */
     {"infer.generate", cmd_generate, "readonly may-replicate blocking getkeys-api no-mandatory-keys",
      "read write slow blocking",
      INFO(.summary = "Generates tokens after a prompt of tokens.",

@@ -26,6 +26,10 @@ const struct option generation_options[] = {
     {"NOCACHE", OPTION_FLAG, AT(no_cache), 0, 0},
     {"TIMEOUT", OPTION_INT, AT(timeout_ms), 1, INT_MAX},
     {"STORE", OPTION_STRING, AT(store), 0, 0},
+    {"STREAM", OPTION_STRING, AT(stream), 0, 0},
+    {"MAXLEN", OPTION_BYTES, AT(stream_max_len), 1, 1e15},
+    {"TTL", OPTION_BYTES, AT(stream_ttl_ms), 1, 1e15},
+    {"ASYNC", OPTION_FLAG, AT(async), 0, 0},
     {0},
 };
 #undef AT
@@ -46,6 +50,8 @@ void generation_report_keys(RedisModuleCtx *ctx, const struct generation_args *a
 {
     if (a->store.data)
         RedisModule_KeyAtPosWithFlags(ctx, a->store.pos, REDISMODULE_CMD_KEY_OW | REDISMODULE_CMD_KEY_UPDATE);
+    if (a->stream.data)
+        RedisModule_KeyAtPosWithFlags(ctx, a->stream.pos, REDISMODULE_CMD_KEY_RW | REDISMODULE_CMD_KEY_UPDATE);
 }
 
 /* One block, as llm_params asks for: the array, then the texts. */
@@ -67,6 +73,31 @@ static int copy_stops(const struct arg_strings *texts, struct llm_params *params
     return 0;
 }
 
+/* Options that only make sense together. */
+static int check(RedisModuleCtx *ctx, const char *command, const struct generation_args *a, struct reply_error *err)
+{
+    const struct arg_string *stream = &a->stream, *store = &a->store;
+    if (!a->async && job_may_block(ctx, command, err) < 0) return -1;
+    if (!stream->data && a->stream_max_len) return reply_fail(err, "ERR", "MAXLEN trims a stream: it needs STREAM");
+    if (!stream->data && a->stream_ttl_ms) return reply_fail(err, "ERR", "TTL lets a stream expire: it needs STREAM");
+    if (a->async && !stream->data && !store->data)
+        return reply_fail(err, "ERR", "ASYNC answers before there is output: it needs STREAM, STORE or both");
+    if (a->async && !stream->data && a->n_logprobs >= 0)
+        return reply_fail(err, "ERR", "LOGPROBS with ASYNC needs STREAM: STORE keeps tokens only");
+    if (stream->data && store->data && stream->len == store->len && memcmp(stream->data, store->data, store->len) == 0)
+        return reply_fail(err, "ERR", "STREAM and STORE are the same key '%s'", quote(store->data, store->len).text);
+    if (store->data && store_allowed(ctx, "STORE", err) < 0) return -1;
+    return stream->data ? stream_check(ctx, stream, err) : 0;
+}
+
+static char *copy_key(const struct arg_string *key)
+{
+    char *copy = RedisModule_Alloc(key->len + 1); /* an empty name is a name too */
+    memcpy(copy, key->data, key->len);
+    copy[key->len] = 0;
+    return copy;
+}
+
 static int reply(RedisModuleCtx *ctx, struct job *j)
 {
     return generation_reply(ctx, j, 0, NULL);
@@ -75,7 +106,7 @@ static int reply(RedisModuleCtx *ctx, struct job *j)
 struct job *generation_create(RedisModuleCtx *ctx, const char *command, const struct arg_string *model,
                               const struct generation_args *a, struct reply_error *err)
 {
-    if (a->store.data && store_allowed(ctx, err) < 0) return NULL;
+    if (check(ctx, command, a, err) < 0) return NULL;
     struct llm_params params = {
         .kind = LLM_GENERATE,
         .max_tokens = a->max_tokens,
@@ -98,10 +129,19 @@ struct job *generation_create(RedisModuleCtx *ctx, const char *command, const st
     j->command = command;
     j->reply = reply;
     j->request->base.timeout_us = (uint64_t)a->timeout_ms * 1000;
+    j->async = a->async;
     if (a->store.data) {
-        j->store = RedisModule_Alloc(a->store.len);
-        memcpy(j->store, a->store.data, a->store.len);
-        j->store_len = a->store.len;
+        j->output.store = copy_key(&a->store);
+        j->output.store_len = a->store.len;
+    }
+    if (a->stream.data)
+        j->output.stream = (struct stream){.key = copy_key(&a->stream),
+                                           .key_len = a->stream.len,
+                                           .max_len = a->stream_max_len,
+                                           .ttl_ms = a->stream_ttl_ms};
+    if (output_wanted(&j->output) && output_prepare(ctx, j, err) < 0) {
+        job_free(j);
+        return NULL;
     }
     return j;
 }
@@ -111,11 +151,6 @@ int generation_reply(RedisModuleCtx *ctx, struct job *j, int n_more, void (*more
     const struct llm_request *r = j->request;
     const uint32_t *output = r->tokens + r->n_prompt;
     size_t n = (size_t)r->n_output, tops = r->params.n_logprobs > 0 ? (size_t)r->params.n_logprobs : 0;
-    if (j->store && r->finish != LLM_CANCELLED) {
-        struct reply_error err;
-        if (store_tokens(ctx, j->store, j->store_len, output, n, &err) < 0) return reply_error(ctx, &err);
-    }
-
     bool logprobs = r->params.n_logprobs >= 0;
     RedisModule_ReplyWithMap(ctx, 10 + logprobs + (tops ? 2 : 0) + n_more);
     reply_field_bytes(ctx, "text", r->text.bytes ? r->text.bytes : "", r->text.ready);

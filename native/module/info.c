@@ -4,6 +4,7 @@
  * Main thread; core's counters are read through the engine's get_stats. */
 #include "commands.h"
 #include "config.h"
+#include "output.h"
 #include "registry.h"
 
 #include <stdio.h>
@@ -84,6 +85,20 @@ static void describe(const struct model_entry *m, void *info)
     RedisModule_InfoEndDictField(info);
 }
 
+static void describe_writing(RedisModuleInfoCtx *info)
+{
+    struct output_stats output;
+    struct writer_stats writer;
+    output_get_stats(&output);
+    writer_get_stats(&writer);
+    field(info, "stream_entries", output.entries);
+    field(info, "stored_keys", output.stores);
+    field(info, "output_failures", output.failures);
+    field(info, "lock_holds", writer.hold.count);
+    percentiles(info, "lock_hold", &writer.hold);
+    percentiles(info, "lock_wait", &writer.wait);
+}
+
 static void on_info(RedisModuleInfoCtx *info, int for_crash_report)
 {
     RedisModule_InfoAddSection(info, "");
@@ -112,6 +127,7 @@ static void on_info(RedisModuleInfoCtx *info, int for_crash_report)
     field(info, "memory_activations_bytes", t.activation_bytes);
     field(info, "memory_kv_bytes", t.kv_bytes);
     field(info, "memory_kv_used_bytes", t.kv_used_bytes);
+    describe_writing(info);
 
     RedisModule_InfoAddSection(info, "models");
     registry_each(describe, info);

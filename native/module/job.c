@@ -1,4 +1,5 @@
-/* Jobs: see job.h. Owns the list of started jobs. Main thread, but for on_done. */
+/* Jobs: see job.h. Owns the list of started jobs, which is used with Redis' lock: on the main
+ * thread, and by the writer when a job ends that has no client. on_done is the conductor's. */
 #include "job.h"
 
 #include "config.h"
@@ -29,7 +30,8 @@ int job_may_block(RedisModuleCtx *ctx, const char *command, struct reply_error *
 {
     if (RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_DENY_BLOCKING)
         return reply_fail(err, "ERR",
-                          "%s blocks its client, which is not possible inside MULTI or a script: call it on its own",
+                          "%s blocks its client, which is not possible inside MULTI or a script: call it on its own, or a "
+                          "generation with ASYNC",
                           command);
     return 0;
 }
@@ -81,7 +83,7 @@ void job_free(struct job *j)
     llm_request_free(j->request);
     embed_request_free(j->embed);
     registry_release(j->model);
-    if (j->store) RedisModule_Free(j->store);
+    output_free(&j->output);
     RedisModule_Free(j);
 }
 
@@ -90,7 +92,18 @@ void job_free(struct job *j)
 static void on_done(struct request *r) /* conductor */
 {
     struct job *j = r->user;
-    RedisModule_UnblockClient(j->blocked, j);
+    if (output_wanted(&j->output)) output_end(j);
+    else job_end(j);
+}
+
+void job_end(struct job *j)
+{
+    if (j->blocked) {
+        RedisModule_UnblockClient(j->blocked, j);
+    } else {
+        unlink_job(j);
+        job_free(j);
+    }
 }
 
 static int on_reply(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
@@ -98,6 +111,7 @@ static int on_reply(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
     (void)argv, (void)argc;
     struct job *j = RedisModule_GetBlockedClientPrivateData(ctx);
     const struct infer_error *error = &job_request(j)->error;
+    if (j->output.failed) return reply_error(ctx, &j->output.error);
     return error->code == INFER_OK ? j->reply(ctx, j) : reply_error_core(ctx, error);
 }
 
@@ -141,20 +155,25 @@ void job_start(RedisModuleCtx *ctx, struct job *j, uint64_t began_us)
     r->user = j;
     r->done = on_done;
     j->client_id = RedisModule_GetClientId(ctx);
-    j->blocked = RedisModule_BlockClient(ctx, on_reply, on_unblock_command, on_free, 0);
-    RedisModule_SetDisconnectCallback(j->blocked, on_disconnect);
+    if (!j->async) {
+        j->blocked = RedisModule_BlockClient(ctx, on_reply, on_unblock_command, on_free, 0);
+        RedisModule_SetDisconnectCallback(j->blocked, on_disconnect);
+    }
     link_job(j);
 
     j->started_us = began_us;
     r->timing.admit_us = platform_now_us() - began_us;
     struct infer_error refused;
     if (engine_admit(j->model->engine, r, &refused) < 0) {
-        /* The request never was core's: answer the way that a failed one is answered. */
+        /* The request never was core's: nothing is to be written, and a blocked client is answered
+         * the way that a failed one is answered. */
         r->error = refused;
-        RedisModule_UnblockClient(j->blocked, j);
+        if (j->async) reply_error_core(ctx, &refused);
+        job_end(j);
         return;
     }
-    j->id = r->id; /* it may be done already, but only this thread frees it */
+    j->id = r->id; /* it may be done already, but nobody frees it without the lock */
+    if (j->async) RedisModule_ReplyWithLongLong(ctx, (long long)j->id);
 }
 
 /* ---- looking at them ---- */
@@ -165,13 +184,24 @@ static long long span_us(uint64_t from, uint64_t to)
     return from && to > from ? (long long)(to - from) : 0;
 }
 
+void job_get_timing(const struct job *j, struct job_timing *t)
+{
+    const struct request_timing *at = &job_request(j)->timing;
+    *t = (struct job_timing){
+        .queue_us = span_us(at->admitted_at, at->started_at),
+        .first_token_us = span_us(at->admitted_at, at->first_output_at),
+        .total_us = span_us(at->admitted_at, at->done_at),
+    };
+}
+
 void job_reply_timing(RedisModuleCtx *ctx, const struct job *j, bool first_token)
 {
-    const struct request_timing *t = &job_request(j)->timing;
-    reply_field_integer(ctx, "admit_us", (long long)t->admit_us);
-    reply_field_integer(ctx, "queue_us", span_us(t->admitted_at, t->started_at));
-    if (first_token) reply_field_integer(ctx, "first_token_us", span_us(t->admitted_at, t->first_output_at));
-    reply_field_integer(ctx, "total_us", span_us(t->admitted_at, t->done_at));
+    struct job_timing t;
+    job_get_timing(j, &t);
+    reply_field_integer(ctx, "admit_us", (long long)job_request(j)->timing.admit_us);
+    reply_field_integer(ctx, "queue_us", t.queue_us);
+    if (first_token) reply_field_integer(ctx, "first_token_us", t.first_token_us);
+    reply_field_integer(ctx, "total_us", t.total_us);
 }
 
 const struct job *job_first(void)

@@ -1,20 +1,25 @@
 /* One client's request from admission to reply.
  *
- * A job binds a blocked client, a use of a model and core's request. The way:
+ * A job binds a client, a use of a model and core's request. The way:
  *
  *   command (main thread)   job_create, prompt_append, job_start: the client is blocked, core owns the request
- *   done (conductor)        hands the job back through UnblockClient, and does nothing else
+ *   done (conductor)        hands the job to the writer if STREAM or STORE are to be written (output.h) ...
+ *   end (writer, conductor) ... and in the end back to Redis through UnblockClient
  *   reply (main thread)     the command's `reply` builds the answer
  *   free (main thread)      the job, the request and the use of the model end
  *
- * There is one UnblockClient for each job that was started, in `done`, whatever
+ * There is one UnblockClient for each job that was started, in job_end, whatever
  * happens: if the client goes away before, the request is cancelled and `done`
- * follows; Redis then skips `reply` and still calls `free`. */
+ * follows; Redis then skips `reply` and still calls `free`.
+ *
+ * A job with ASYNC has no blocked client: its client has the id for an answer and may be gone. The
+ * writer frees it, with Redis' lock. So with that lock the list of jobs is stable. */
 #ifndef REDIS_INFER_JOB_H
 #define REDIS_INFER_JOB_H
 
 #include "args.h"
 #include "llm.h"
+#include "output.h"
 #include "registry.h"
 #include "reply.h"
 
@@ -27,8 +32,8 @@ struct job {
     uint64_t started_us; /* platform_now_us at the command's start */
     unsigned long long client_id;
     int (*reply)(RedisModuleCtx *ctx, struct job *j); /* the request succeeded */
-    char *store;         /* key to write the output to, or NULL */
-    size_t store_len;
+    bool async;
+    struct output output;
 
     /* job.c's own */
     RedisModuleBlockedClient *blocked;
@@ -52,14 +57,22 @@ int job_prompt_tokens(const struct job *j);
 /* Before job_start only. */
 void job_free(struct job *j);
 
-/* Blocks the client and queues the request. began_us: when the command started. From here on the
- * client gets its answer by itself, even if core refuses the request. */
+/* Blocks the client (async: answers it with the request's id) and queues the request. began_us: when
+ * the command started. From here on the client gets its answer by itself, even if core refuses the request. */
 void job_start(RedisModuleCtx *ctx, struct job *j, uint64_t began_us);
 
+/* The output is written, as far as it will be: the client gets its reply, or the job is freed. With Redis' lock
+ * if it is async, any thread otherwise. */
+void job_end(struct job *j);
+
+struct job_timing { /* of a request that is done; 0: it never got there */
+    long long queue_us, first_token_us, total_us;
+};
+void job_get_timing(const struct job *j, struct job_timing *t);
 /* The reply fields admit_us, queue_us, first_token_us (if asked for) and total_us: 4 or 3 of them. */
 void job_reply_timing(RedisModuleCtx *ctx, const struct job *j, bool first_token);
 
-/* Started jobs, oldest first. */
+/* Started jobs, oldest first. With Redis' lock. */
 const struct job *job_first(void);
 /* False: there is no such job, or it is done already. */
 bool job_cancel(uint64_t id);

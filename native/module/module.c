@@ -5,7 +5,9 @@
  * blocks the client. Core's conductor thread then computes, with its pool of workers, and never
  * touches anything that belongs to Redis: when a request ends it calls UnblockClient, which
  * only puts the client on a list, and the main thread builds the reply from core's
- * request. No thread of ours takes Redis' lock, so none can hold it for long. Loading and
+ * request. What is to be written before the reply or without one (STREAM, STORE) goes through
+ * one thread of ours, the writer (writer.c): the only one that takes Redis' lock, for a bounded
+ * time, so that compute never waits for Redis, nor Redis for compute. Loading and
  * unloading models wait for disks and for steps under way, so each runs on a thread of
  * its own (task.c).
  *
@@ -17,9 +19,10 @@
  *  - A model that is unloaded while requests use it: core aborts them, and each holds a use of
  *    the model until the main thread has answered; the unloading thread waits for the last one.
  *  - Keys that are overwritten or flushed during a generation: nothing keeps their bytes.
- *  - MODULE UNLOAD: Redis refuses while a client is blocked by us. Without one there is no
- *    job and no task with a client, so every thread can be joined in OnUnload.
- *  - SHUTDOWN: clients may be blocked. Threads are joined in the event, jobs are left to the end of the process.
+ *  - MODULE UNLOAD: Redis refuses while a client is blocked by us, and OnUnload while there are jobs
+ *    without one. Then there is no job and no task with a client, so every thread can be joined.
+ *  - SHUTDOWN: clients may be blocked. Threads are joined in the event, jobs are left to the end of the process, and
+ *    so is the writer: it may wait for the lock, which the main thread never gives back.
  *  - fork for saving: the child has only the main thread and calls none of this; weights are shared
  *    file pages and the KV cache is not inherited.
  *
@@ -27,8 +30,10 @@
  * conductor: it costs a lock hand-over per reply and lets compute wait for Redis. */
 #include "commands.h"
 #include "config.h"
+#include "job.h"
 #include "kernels.h"
 #include "registry.h"
+#include "writer.h"
 
 #define MODULE_NAME "infer"
 #define EXPORTED __attribute__((visibility("default")))
@@ -36,6 +41,7 @@
 static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data)
 {
     (void)ctx, (void)event, (void)subevent, (void)data;
+    writer_abandon();
     registry_stop();
 }
 
@@ -82,7 +88,10 @@ int RedisModule_OnLoad(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
 
 int RedisModule_OnUnload(RedisModuleCtx *ctx)
 {
-    (void)ctx;
+    if (job_first() || !writer_stop()) {
+        RedisModule_Log(ctx, "notice", "requests with ASYNC are under way: end them with INFER.CANCEL, or wait");
+        return REDISMODULE_ERR;
+    }
     registry_stop();
     config_free();
     return REDISMODULE_OK;

@@ -9,7 +9,7 @@
  * thread and before any other thread exists, and are only read afterwards.
  *
  * Which functions a thread without Redis' lock may call: Alloc and Free,
- * UnblockClient, Log with a NULL context. Nothing else. */
+ * UnblockClient, EventLoopAddOneShot, Log with a NULL context, and ThreadSafeContextLock itself. Nothing else. */
 #ifndef REDIS_INFER_REDIS_API_H
 #define REDIS_INFER_REDIS_API_H
 
@@ -92,6 +92,7 @@ typedef enum {
 
 enum { /* what a command does with a key */
     REDISMODULE_CMD_KEY_RO = 1 << 0,
+    REDISMODULE_CMD_KEY_RW = 1 << 1,
     REDISMODULE_CMD_KEY_OW = 1 << 2,
     REDISMODULE_CMD_KEY_ACCESS = 1 << 4,
     REDISMODULE_CMD_KEY_UPDATE = 1 << 5,
@@ -169,6 +170,7 @@ typedef int (*RedisModuleCmdFunc)(RedisModuleCtx *ctx, RedisModuleString **argv,
 typedef void (*RedisModuleFreePrivdataFunc)(RedisModuleCtx *ctx, void *privdata);
 typedef void (*RedisModuleDisconnectFunc)(RedisModuleCtx *ctx, RedisModuleBlockedClient *bc);
 typedef void (*RedisModuleEventCallback)(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data);
+typedef void (*RedisModuleEventLoopOneShotFunc)(void *user_data);
 typedef void (*RedisModuleInfoFunc)(RedisModuleInfoCtx *ctx, int for_crash_report);
 typedef RedisModuleString *(*RedisModuleConfigGetStringFunc)(const char *name, void *privdata);
 typedef int (*RedisModuleConfigSetStringFunc)(const char *name, RedisModuleString *value, void *privdata,
@@ -238,6 +240,14 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *ctx, void *privdata, R
     X(void *, GetBlockedClientPrivateData, (RedisModuleCtx *))                                                    \
     X(RedisModuleBlockedClient *, GetBlockedClientHandle, (RedisModuleCtx *))                                     \
     X(void, SetDisconnectCallback, (RedisModuleBlockedClient *, RedisModuleDisconnectFunc))                       \
+    /* other threads */                                                                                           \
+    X(RedisModuleCtx *, GetDetachedThreadSafeContext, (RedisModuleCtx *))                                         \
+    X(void, FreeThreadSafeContext, (RedisModuleCtx *))                                                            \
+    X(void, ThreadSafeContextLock, (RedisModuleCtx *))                                                            \
+    X(void, ThreadSafeContextUnlock, (RedisModuleCtx *))                                                          \
+    X(int, EventLoopAddOneShot, (RedisModuleEventLoopOneShotFunc, void *user_data))                               \
+    X(int, GetSelectedDb, (RedisModuleCtx *))                                                                     \
+    X(int, SelectDb, (RedisModuleCtx *, int db))                                                                  \
     /* configuration, INFO, events */                                                                             \
     X(int, RegisterBoolConfig, (RedisModuleCtx *, const char *name, int def, unsigned flags,                      \
                                 RedisModuleConfigGetBoolFunc, RedisModuleConfigSetBoolFunc,                       \

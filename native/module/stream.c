@@ -1,0 +1,72 @@
+/* Entries of a Redis stream: see stream.h. Owns nothing.
+ *
+ * XADD and PEXPIRE are called as commands and not through the stream functions of the module interface: Redis
+ * then replicates them with the id and the time that they got, counts them, wakes blocked
+ * readers and obeys maxmemory, as for any client. */
+#include "stream.h"
+
+#include "platform.h"
+
+#include <stdio.h>
+#include <string.h>
+
+int stream_check(RedisModuleCtx *ctx, const struct arg_string *arg, struct reply_error *err)
+{
+    if (store_allowed(ctx, "STREAM", err) < 0) return -1;
+    RedisModuleString *name = RedisModule_CreateString(ctx, arg->data, arg->len);
+    RedisModuleKey *key = RedisModule_OpenKey(ctx, name, REDISMODULE_READ);
+    int type = key ? RedisModule_KeyType(key) : REDISMODULE_KEYTYPE_EMPTY;
+    if (key) RedisModule_CloseKey(key);
+    RedisModule_FreeString(ctx, name);
+    if (type != REDISMODULE_KEYTYPE_EMPTY && type != REDISMODULE_KEYTYPE_STREAM)
+        return reply_fail(err, "WRONGTYPE", "STREAM '%s': the key holds something other than a stream",
+                          quote(arg->data, arg->len).text);
+    return 0;
+}
+
+static RedisModuleString *text(RedisModuleCtx *ctx, const char *s)
+{
+    return RedisModule_CreateString(ctx, s, strlen(s));
+}
+
+static RedisModuleString *number(RedisModuleCtx *ctx, long long value)
+{
+    char digits[24];
+    return RedisModule_CreateString(ctx, digits, (size_t)snprintf(digits, sizeof digits, "%lld", value));
+}
+
+static int renew_expiry(RedisModuleCtx *ctx, struct stream *s, bool last, struct reply_error *err)
+{
+    uint64_t now = platform_now_us();
+    if (s->ttl_ms == 0) return 0;
+    if (!last && s->renewed_us && now - s->renewed_us < (uint64_t)s->ttl_ms * 1000 / 2) return 0;
+    s->renewed_us = now;
+    RedisModuleString *argv[] = {
+        RedisModule_CreateString(ctx, s->key, s->key_len),
+        number(ctx, s->ttl_ms),
+    };
+    int result = store_call(ctx, STORE_ALWAYS, "STREAM", "PEXPIRE", argv, 2, err);
+    for (size_t i = 0; i < 2; i++) RedisModule_FreeString(ctx, argv[i]);
+    return result;
+}
+
+int stream_add(RedisModuleCtx *ctx, struct stream *s, const struct stream_field *fields, int n_fields, bool last,
+               struct reply_error *err)
+{
+    RedisModuleString *argv[5 + 2 * STREAM_MAX_FIELDS];
+    size_t n = 0;
+    argv[n++] = RedisModule_CreateString(ctx, s->key, s->key_len);
+    if (s->max_len) {
+        argv[n++] = text(ctx, "MAXLEN");
+        argv[n++] = text(ctx, "=");
+        argv[n++] = number(ctx, s->max_len);
+    }
+    argv[n++] = text(ctx, "*");
+    for (int i = 0; i < n_fields; i++) {
+        argv[n++] = text(ctx, fields[i].name);
+        argv[n++] = RedisModule_CreateString(ctx, fields[i].bytes, fields[i].len);
+    }
+    int result = store_call(ctx, last ? STORE_ALWAYS : STORE_WITHIN_MEMORY, "STREAM", "XADD", argv, n, err);
+    for (size_t i = 0; i < n; i++) RedisModule_FreeString(ctx, argv[i]);
+    return result < 0 ? -1 : renew_expiry(ctx, s, last, err);
+}

@@ -1,0 +1,468 @@
+"""STREAM, STORE and ASYNC: what is written, when, and what may happen to the keys meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from module_support import (
+    MODEL,
+    PROMPT,
+    Background,
+    as_map,
+    assert_idle,
+    error_of,
+    floats,
+    generate,
+    load,
+    long_generation,
+    own_server,
+    pack,
+    requests,
+    unpack,
+    wait_until,
+)
+from redis_infer.server import Server
+
+pytestmark = pytest.mark.usefixtures("loaded")
+
+BASE = ("INFER.GENERATE", MODEL, 0, "TOKENS", pack(PROMPT), "IGNOREEOS")
+LONG = (*BASE, "MAXTOKENS", 8000)
+
+Entry = dict[str, Any]
+
+
+def entries(client: redis.Redis, key: str = "s") -> list[Entry]:
+    return [as_map(fields) for _, fields in client.xrange(key)]
+
+
+def last_entry(client: redis.Redis, key: str = "s") -> Entry:
+    """Waits for the end of a stream; its last entry."""
+
+    def ended() -> Entry | None:
+        newest = client.xrevrange(key, count=1)
+        fields = as_map(newest[0][1]) if newest else {}
+        return fields if "finish_reason" in fields else None
+
+    found: Entry = wait_until(ended, f"the last entry of {key}")
+    return found
+
+
+def start(client: redis.Redis, *options: Any) -> int:
+    """A long generation with ASYNC, some tokens of which are in its stream; its id."""
+    request: int = client.execute_command(*LONG, "STREAM", "s", "ASYNC", *options)
+    wait_until(lambda: client.xlen("s") > 3, "tokens come")
+    return request
+
+
+# ---- entries ----
+
+
+def test_the_entries_are_the_reply_in_pieces(client: redis.Redis) -> None:
+    reply = generate(client, *BASE[1:], "MAXTOKENS", 20, "STREAM", "s")
+    *tokens, last = entries(client)
+    assert [int(e["i"]) for e in tokens] == list(range(20))
+    assert [int(e["token"]) for e in tokens] == unpack(reply["tokens"])
+    assert b"".join(e["text"] for e in [*tokens, last]) == reply["text"]
+    assert last["finish_reason"] == reply["finish_reason"] == b"length"
+    for name in ("prompt_tokens", "cached_tokens", "output_tokens", "first_token_us", "total_us"):
+        assert int(last[name]) == reply[name]
+    assert "token" not in last and "error" not in last
+
+
+def test_every_entry_holds_whole_characters(client: redis.Redis) -> None:
+    # So hot that tokens are drawn from the whole vocabulary, bytes of characters among them.
+    options = ("MAXTOKENS", 300, "TEMPERATURE", 100, "SEED", 5)
+    reply = generate(client, *BASE[1:], *options, "STREAM", "s")
+    assert b"\xef\xbf\xbd" in reply["text"], "the seed shall give broken characters"
+    texts = [e["text"] for e in entries(client)]
+    assert "".join(text.decode("utf-8", "strict") for text in texts).encode() == reply["text"]
+
+
+def test_a_stop_text_never_shows(client: redis.Redis) -> None:
+    free = generate(client, *BASE[1:], "MAXTOKENS", 12)["text"]
+    stop = free[-14:-4]  # crosses tokens
+    reply = generate(client, *BASE[1:], "MAXTOKENS", 12, "STOP", 1, stop, "STREAM", "s")
+    assert reply["finish_reason"] == b"stop"
+    assert b"".join(e["text"] for e in entries(client)) == reply["text"] == free.split(stop)[0]
+
+
+@pytest.mark.parametrize("alternatives", [0, 3])
+def test_entries_have_the_logprobs_that_the_reply_has(
+    client: redis.Redis, alternatives: int
+) -> None:
+    options = ("MAXTOKENS", 5, "LOGPROBS", alternatives, "STREAM", "s")
+    reply = generate(client, *BASE[1:], *options)
+    tokens = entries(client)[:-1]
+    assert [float(e["logprob"]) for e in tokens] == pytest.approx(floats(reply["logprobs"]))
+    for name in ("top_ids", "top_logprobs"):
+        assert b"".join(e.get(name, b"") for e in tokens) == reply.get(name, b"")
+
+
+def test_tokens_can_be_read_while_they_are_made(server: Server, client: redis.Redis) -> None:
+    job = long_generation(server, "STREAM", "s")
+    seen, position = 0, "0"
+    while seen < 10:
+        ((_, found),) = client.xread({"s": position}, block=20000)
+        seen, position = seen + len(found), found[-1][0]
+    assert requests(client)[0]["state"] == b"running"
+    job.client.connection_pool.disconnect(inuse_connections=True)
+    assert last_entry(client)["finish_reason"] == b"cancelled"
+
+
+def test_maxlen_keeps_the_newest_entries(client: redis.Redis) -> None:
+    reply = generate(client, *BASE[1:], "MAXTOKENS", 9, "STREAM", "s", "MAXLEN", 4)
+    *tokens, last = entries(client)
+    assert [int(e["token"]) for e in tokens] == unpack(reply["tokens"])[-3:]
+    assert last["finish_reason"] == b"length"
+
+
+def test_ttl_is_counted_from_the_last_entry(client: redis.Redis) -> None:
+    start(client, "TTL", 100000, "TIMEOUT", 1500)
+    assert client.pttl("s") > 0
+    time.sleep(1)
+    client.persist("s")
+    assert last_entry(client)["finish_reason"] == b"timeout"
+    assert 98000 < client.pttl("s") <= 100000
+    generate(client, *BASE[1:], "MAXTOKENS", 1, "STREAM", "short", "TTL", 1)
+    wait_until(lambda: not client.exists("short"), "the stream expires")
+
+
+def test_without_ttl_a_streams_own_expiry_stays(client: redis.Redis) -> None:
+    client.xadd("s", {"earlier": "entry"})
+    client.pexpire("s", 500000)
+    generate(client, *BASE[1:], "MAXTOKENS", 2, "STREAM", "s")
+    assert client.xlen("s") == 4
+    assert 400000 < client.pttl("s") <= 500000
+
+
+def test_the_keys_are_those_of_the_clients_database(server: Server, client: redis.Redis) -> None:
+    with server.client(db=3, socket_timeout=None) as other:
+        reply = generate(other, *BASE[1:], "MAXTOKENS", 3, "STREAM", "s", "STORE", "out")
+        assert other.get("out") == reply["tokens"]
+        assert other.xlen("s") == 4
+    assert client.keys() == []
+
+
+# ---- ASYNC ----
+
+
+def test_async_answers_with_the_id_at_once(client: redis.Redis) -> None:
+    request = start(client)
+    (entry,) = requests(client)
+    assert (entry["id"], entry["state"]) == (request, b"running")
+    assert entry["client"] == client.client_id()
+    assert client.execute_command("INFER.CANCEL", request) == 1
+    assert last_entry(client)["finish_reason"] == b"cancelled"
+    assert_idle(client)
+
+
+def test_async_outlives_its_client(server: Server, client: redis.Redis) -> None:
+    with server.client() as gone:
+        gone.execute_command(*BASE, "MAXTOKENS", 60, "STREAM", "s", "STORE", "out", "ASYNC")
+    assert last_entry(client)["finish_reason"] == b"length"
+    # Whoever sees the last entry finds the tokens stored.
+    assert [int(e["token"]) for e in entries(client)[:-1]] == unpack(client.get("out"))
+
+
+def test_async_works_inside_multi_and_scripts(client: redis.Redis) -> None:
+    expected = generate(client, *BASE[1:], "MAXTOKENS", 5)["tokens"]
+    command = (*BASE, "MAXTOKENS", 5, "ASYNC", "STORE")
+    with client.pipeline(transaction=True) as transaction:
+        transaction.set("before", 1)
+        transaction.execute_command(*command, "a")
+        transaction.get("a")
+        _, first, not_yet = transaction.execute()
+    assert not_yet is None
+    second = client.eval("return redis.call(unpack(ARGV))", 0, *command, "b")
+    assert second > first > 0
+    wait_until(lambda: client.exists("a", "b") == 2, "both are stored")
+    assert client.mget("a", "b") == [expected, expected]
+
+
+def test_a_read_only_script_may_not_start_one(client: redis.Redis) -> None:
+    script = "return redis.pcall(unpack(ARGV))['err']"
+    command = (*BASE, "ASYNC", "STORE", "out")
+    assert b"read-only" in client.execute_command("EVAL_RO", script, 0, *command)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("ASYNC",), "ASYNC answers before there is output"),
+        (("MAXLEN", 3), "MAXLEN trims a stream: it needs STREAM"),
+        (("TTL", 3), "TTL lets a stream expire: it needs STREAM"),
+        (("ASYNC", "STORE", "a", "LOGPROBS", 1), "LOGPROBS with ASYNC needs STREAM"),
+        (("STREAM", "a", "STORE", "a"), "the same key 'a'"),
+        (("STREAM", "a", "MAXLEN", 0), "MAXLEN is '0'"),
+        (("STREAM", "a", "TTL", -1), "TTL is '-1'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    client: redis.Redis, options: tuple[Any, ...], message: str
+) -> None:
+    assert message in error_of(client, *BASE, *options)
+    assert_idle(client)
+    assert client.keys() == []
+
+
+def test_what_is_refused_at_once_is_an_error_with_async_too(client: redis.Redis) -> None:
+    options = ("STREAM", "s", "ASYNC")
+    assert error_of(client, "INFER.GENERATE", "x", 1, "k", *options).startswith("NOMODEL ")
+    assert error_of(client, "INFER.GENERATE", MODEL, 1, "k", *options).startswith("NOKEY ")
+    long = (*BASE, "MAXTOKENS", 10**6)
+    assert error_of(client, *long, *options).startswith("CONTEXT ")
+    assert not client.exists("s")
+    assert_idle(client)
+
+
+# ---- every end is in the stream ----
+
+
+def test_cancelling_ends_the_stream(server: Server, client: redis.Redis) -> None:
+    job = long_generation(server, "STREAM", "s", "STORE", "out")
+    client.execute_command("INFER.CANCEL", requests(client)[0]["id"])
+    reply = job.result()
+    last = entries(client)[-1]  # before the reply
+    assert last["finish_reason"] == reply["finish_reason"] == b"cancelled"
+    assert int(last["output_tokens"]) == reply["output_tokens"] == client.xlen("s") - 1
+    assert not client.exists("out")
+
+
+def test_a_timeout_ends_the_stream_and_stores_what_there_is(client: redis.Redis) -> None:
+    client.execute_command(*LONG, "TIMEOUT", 300, "STREAM", "s", "STORE", "out", "ASYNC")
+    last = last_entry(client)
+    assert last["finish_reason"] == b"timeout"
+    assert len(client.get("out")) == 4 * int(last["output_tokens"])
+
+
+def test_a_request_that_never_ran_has_a_last_entry(server: Server, client: redis.Redis) -> None:
+    client.config_set("infer.max-batch", 1)
+    try:
+        running = start(client)
+        waiting = client.execute_command(*LONG, "STREAM", "w", "ASYNC")
+        client.execute_command("INFER.CANCEL", waiting)
+        (last,) = [last_entry(client, "w")]
+        assert (last["finish_reason"], last["output_tokens"]) == (b"cancelled", b"0")
+        assert client.xlen("w") == 1
+        client.execute_command("INFER.CANCEL", running)
+    finally:
+        client.config_set("infer.max-batch", 16)
+    assert_idle(client)
+
+
+def test_unloading_the_model_ends_the_stream(client: redis.Redis, model_path: Path) -> None:
+    load(client, model_path, "passing")
+    command = ("INFER.GENERATE", "passing", *LONG[2:], "STREAM", "s", "STORE", "out", "ASYNC")
+    client.execute_command(*command)
+    wait_until(lambda: client.xlen("s"), "tokens come")
+    client.execute_command("INFER.MODEL UNLOAD", "passing")
+    last = entries(client)[-1]  # before the answer
+    assert last["finish_reason"] == b"error"
+    assert last["error"].startswith(b"NOMODEL ")
+    assert not client.exists("out")
+    assert_idle(client)
+
+
+# ---- what may happen to the keys ----
+
+
+def test_a_stream_key_of_another_type_is_refused(client: redis.Redis) -> None:
+    client.set("s", "a string")
+    assert "WRONGTYPE STREAM 's'" in error_of(client, *BASE, "STREAM", "s")
+    assert client.get("s") == b"a string"
+
+
+def test_a_stream_that_is_overwritten_ends_its_request(server: Server, client: redis.Redis) -> None:
+    job = long_generation(server, "STREAM", "s", "STORE", "out")
+    start_id = requests(client)[0]["id"]
+    client.set("s", "a string")
+    assert "WRONGTYPE STREAM 's'" in job.failure()
+    assert client.get("s") == b"a string"
+    assert not client.exists("out")
+
+    client.delete("s")
+    assert start(client) > start_id  # without a client there is nobody to tell
+    client.set("s", "a string")
+    assert_idle(client)
+    assert client.get("s") == b"a string"
+
+
+@pytest.mark.parametrize("remove", [redis.Redis.flushall, lambda c: c.delete("s")])
+def test_a_stream_that_is_deleted_is_made_anew(
+    client: redis.Redis, remove: Callable[[redis.Redis], Any]
+) -> None:
+    request = start(client)
+    remove(client)
+    wait_until(lambda: client.xlen("s") > 3, "tokens come again")
+    client.execute_command("INFER.CANCEL", request)
+    last = last_entry(client)
+    tokens = [int(e["i"]) for e in entries(client)[:-1]]
+    assert tokens == list(range(tokens[0], int(last["output_tokens"])))
+    assert tokens[0] > 0
+
+
+def test_a_stream_obeys_maxmemory_and_says_so(server: Server, client: redis.Redis) -> None:
+    try:
+        client.config_set("maxmemory", 1)
+        assert error_of(client, *BASE, "STREAM", "s").startswith("STREAM is a write")
+        client.config_set("maxmemory", 0)
+        job = long_generation(server, "STREAM", "s")
+        client.config_set("maxmemory", 1)
+        assert "STREAM 's': command not allowed" in job.failure()
+    finally:
+        client.config_set("maxmemory", 0)
+    last = entries(client)[-1]
+    assert last["finish_reason"] == b"error"
+    assert last["error"].startswith(b"OOM STREAM 's'")
+    assert_idle(client)
+
+
+def test_nothing_is_written_while_writes_are_paused(client: redis.Redis) -> None:
+    client.execute_command(*BASE, "MAXTOKENS", 30, "STREAM", "s", "ASYNC")
+    client.execute_command("CLIENT PAUSE", 20000, "WRITE")
+    try:
+        wait_until(lambda: requests(client)[0]["state"] == b"done", "all is computed")
+        paused = client.xlen("s")
+        time.sleep(0.1)
+        assert client.xlen("s") == paused < 31
+    finally:
+        client.execute_command("CLIENT UNPAUSE")
+    assert last_entry(client)["finish_reason"] == b"length"
+    assert [int(e["i"]) for e in entries(client)[:-1]] == list(range(30))
+
+
+# ---- replicas, AOF, unloading the module ----
+
+
+def test_replica_and_aof_hold_the_same_stream(model_path: Path, tmp_path: Path) -> None:
+    config = {"appendonly": "yes", "repl-diskless-sync-delay": 0, "enable-debug-command": "yes"}
+    with (
+        own_server(model_path, config=config) as master,
+        own_server(model_path) as replica,
+        master.client(socket_timeout=None) as on_master,
+        replica.client(socket_timeout=None) as on_replica,
+    ):
+        on_replica.execute_command("REPLICAOF", "127.0.0.1", master.port)
+        wait_until(
+            lambda: on_replica.info("replication")["master_link_status"] == "up", "the replica"
+        )
+        options = ("MAXTOKENS", 25, "STREAM", "s", "MAXLEN", 20, "TTL", 10**9, "STORE", "out")
+        generate(on_master, *BASE[1:], *options)
+        here = (on_master.xrange("s"), on_master.get("out"), on_master.pexpiretime("s"))
+        assert len(here[0]) == 20
+        on_master.wait(1, 20000)
+        assert here == (
+            on_replica.xrange("s"),
+            on_replica.get("out"),
+            on_replica.pexpiretime("s"),
+        )
+        on_master.execute_command("DEBUG LOADAOF")
+        assert here == (on_master.xrange("s"), on_master.get("out"), on_master.pexpiretime("s"))
+
+        # A replica takes no such request, whatever the order of its options.
+        for key in ("STREAM", "STORE"):
+            with pytest.raises(redis.exceptions.ReadOnlyError):
+                on_replica.execute_command(*BASE, "ASYNC", key, "x")
+
+        # A master that becomes a replica: the request ends, and adds nothing to what is another's.
+        start(on_master)
+        on_master.execute_command("REPLICAOF", "127.0.0.1", replica.port)
+        assert_idle(on_master)
+        assert on_master.info("infer")["infer_output_failures"] == 1
+
+
+def test_the_module_stays_while_a_request_without_client_runs(model_path: Path) -> None:
+    config = {"enable-module-command": "yes"}
+    with own_server(model_path, config=config) as server, server.client() as client:
+        start(client)
+        error_of(client, "MODULE UNLOAD", "infer")
+        (entry,) = requests(client)
+        client.execute_command("INFER.CANCEL", entry["id"])
+        assert last_entry(client)["finish_reason"] == b"cancelled"
+        assert_idle(client)
+
+        def unload() -> bool:
+            # Refused for one more turn of the event loop, should it come that quickly.
+            try:
+                return bool(client.execute_command("MODULE UNLOAD", "infer"))
+            except redis.ResponseError:
+                return False
+
+        wait_until(unload, "the module goes")
+        assert client.ping()
+
+
+def test_shutdown_during_a_stream_ends_the_server(model_path: Path) -> None:
+    with own_server(model_path) as server:
+        with server.client(socket_timeout=None) as client:
+            for i in range(4):
+                client.execute_command(*LONG, "STREAM", f"s{i}", "ASYNC")
+            wait_until(lambda: client.xlen("s3"), "tokens come")
+            job = Background(server, *LONG, "STREAM", "s")
+            wait_until(lambda: len(requests(client)) == 5, "all run")
+            client.shutdown(nosave=True)
+            job.failure()
+        assert server.wait() == 0
+
+
+# ---- numbers ----
+
+
+def test_info_counts_entries_and_holds_of_the_lock(server: Server, client: redis.Redis) -> None:
+    before = client.info("infer")
+    jobs = [Background(server, *BASE, "MAXTOKENS", 10, "STREAM", f"s{i}") for i in range(4)]
+    for job in jobs:
+        job.result()
+    generate(client, *BASE[1:], "MAXTOKENS", 1, "STORE", "out")
+    after = client.info("infer")
+    assert after["infer_stream_entries"] - before["infer_stream_entries"] == 44
+    assert after["infer_stored_keys"] - before["infer_stored_keys"] == 1
+    holds = after["infer_lock_holds"] - before["infer_lock_holds"]
+    assert 5 <= holds <= 45
+    percentiles = [after[f"infer_lock_hold_{p}_us"] for p in ("p50", "p90", "p99", "max")]
+    assert percentiles == sorted(percentiles)
+    assert percentiles[-1] > 0
+
+
+def test_many_streams_at_once_hold_what_each_client_gets(
+    server: Server, client: redis.Redis
+) -> None:
+    prompts = [[*PROMPT, 100 + i] for i in range(8)]
+    stop = threading.Event()
+
+    def write() -> None:
+        with server.client() as busy:
+            while not stop.is_set():
+                busy.set("k", "v")
+
+    other = threading.Thread(target=write)
+    other.start()
+    jobs = [
+        Background(
+            server,
+            "INFER.GENERATE",
+            MODEL,
+            0,
+            "TOKENS",
+            pack(p),
+            "MAXTOKENS",
+            20,
+            "STREAM",
+            f"s{i}",
+        )
+        for i, p in enumerate(prompts)
+    ]
+    replies = [job.result() for job in jobs]
+    stop.set()
+    other.join()
+    for i, reply in enumerate(replies):
+        *tokens, last = entries(client, f"s{i}")
+        assert [int(e["token"]) for e in tokens] == unpack(reply["tokens"])
+        assert b"".join(e["text"] for e in [*tokens, last]) == reply["text"]
