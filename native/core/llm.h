@@ -104,6 +104,9 @@ struct llm_request *llm_request_create(struct engine *e, const struct llm_params
  * Nothing is appended then. */
 int llm_request_append(struct llm_request *r, const void *data, size_t bytes, const char *what, struct infer_error *err);
 
+/* Takes back what was appended after the first n prompt tokens. */
+void llm_request_truncate(struct llm_request *r, int n);
+
 /* Only for requests that the caller owns: never admitted, or done. */
 void llm_request_free(struct llm_request *r);
 

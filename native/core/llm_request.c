@@ -102,6 +102,11 @@ int llm_request_append(struct llm_request *r, const void *data, size_t bytes, co
     return 0;
 }
 
+void llm_request_truncate(struct llm_request *r, int n)
+{
+    if (n < r->n_prompt) r->n_prompt = n;
+}
+
 int llm_request_max_positions(const struct llm_request *r)
 {
     switch (r->params.kind) {

@@ -41,21 +41,37 @@ enum { OPTIONAL = REDISMODULE_CMD_ARG_OPTIONAL, MULTIPLE = REDISMODULE_CMD_ARG_M
 static RedisModuleCommandKeySpec embed_keys[] = {PROMPT_KEYS, {0}};
 static RedisModuleCommandKeySpec score_keys[] = {PROMPT_KEYS, {0}};
 
-/* The key after an option's word, which the command writes. */
-#define OUTPUT_KEY(word, access)                                                        \
+/* One key after an option's word, from argument `from` on. */
+#define OPTION_KEY(word, from, key_flags)                                               \
     {                                                                                   \
-        .notes = "a STOP text or a TOKENS blob may look like this option",              \
-        .flags = access | REDISMODULE_CMD_KEY_UPDATE | REDISMODULE_CMD_KEY_INCOMPLETE,  \
+        .notes = "a text, vector or blob may look like this option",                    \
+        .flags = (key_flags) | REDISMODULE_CMD_KEY_INCOMPLETE,                          \
         .begin_search_type = REDISMODULE_KSPEC_BS_KEYWORD,                              \
-        .bs.keyword = {.keyword = word, .startfrom = 3},                                \
+        .bs.keyword = {.keyword = word, .startfrom = from},                             \
         .find_keys_type = REDISMODULE_KSPEC_FK_RANGE,                                   \
         .fk.range = {.lastkey = 0, .keystep = 1, .limit = 0},                           \
     }
+/* Those that a generation writes. */
+#define OUTPUT_KEYS(from)                                                                  \
+    OPTION_KEY("STORE", from, REDISMODULE_CMD_KEY_OW | REDISMODULE_CMD_KEY_UPDATE),        \
+        OPTION_KEY("STREAM", from, REDISMODULE_CMD_KEY_RW | REDISMODULE_CMD_KEY_UPDATE)
 
-static RedisModuleCommandKeySpec generate_keys[] = {
-    PROMPT_KEYS,
-    OUTPUT_KEY("STORE", REDISMODULE_CMD_KEY_OW),
-    OUTPUT_KEY("STREAM", REDISMODULE_CMD_KEY_RW),
+static RedisModuleCommandKeySpec generate_keys[] = {PROMPT_KEYS, OUTPUT_KEYS(3), {0}};
+
+enum { READS = REDISMODULE_CMD_KEY_RO | REDISMODULE_CMD_KEY_ACCESS };
+static RedisModuleCommandKeySpec rag_keys[] = {
+    {
+        .notes = "the vector set; the token keys that its attributes name are in no command line, and are checked "
+                 "against the user's ACL when they are read",
+        .flags = READS,
+        .begin_search_type = REDISMODULE_KSPEC_BS_INDEX, .bs.index = {.pos = 2},
+        .find_keys_type = REDISMODULE_KSPEC_FK_RANGE,
+        .fk.range = {.lastkey = 0, .keystep = 1, .limit = 0},
+    },
+    OPTION_KEY("BEFORE", 5, READS),
+    OPTION_KEY("BETWEEN", 5, READS),
+    OPTION_KEY("AFTER", 5, READS),
+    OUTPUT_KEYS(5),
     {0},
 };
 
@@ -65,30 +81,50 @@ static RedisModuleCommandArg stop_args[] = {
     {0},
 };
 
-static RedisModuleCommandArg stream_args[] = {
-    {.name = "stream-key", .type = REDISMODULE_ARG_TYPE_KEY, .key_spec_index = 2, .token = "STREAM"},
-    OPTION("MAXLEN", "entries", INTEGER),
-    OPTION("TTL", "stream-milliseconds", INTEGER),
+#define KEY_OPTION(word, arg_name, spec) \
+    {.name = arg_name, .type = REDISMODULE_ARG_TYPE_KEY, .key_spec_index = spec, .token = word, .flags = OPTIONAL}
+#define STREAM_ARGS(spec)                                                                            \
+    {.name = "stream-key", .type = REDISMODULE_ARG_TYPE_KEY, .key_spec_index = spec, .token = "STREAM"}, \
+        OPTION("MAXLEN", "entries", INTEGER), OPTION("TTL", "stream-milliseconds", INTEGER)
+/* store_spec: the index of STORE's key specification; stream: an array of STREAM_ARGS. */
+#define GENERATION_ARGS(store_spec, stream)                                                                  \
+    OPTION("MAXTOKENS", "max-tokens", INTEGER), OPTION("TEMPERATURE", "temperature", DOUBLE),        \
+        OPTION("TOPK", "top-k", INTEGER), OPTION("TOPP", "top-p", DOUBLE),                           \
+        OPTION("MINP", "min-p", DOUBLE), OPTION("REPEAT", "penalty", DOUBLE),                        \
+        OPTION("SEED", "seed", INTEGER),                                                             \
+        ARG("stop", BLOCK, .token = "STOP", .flags = OPTIONAL, .subargs = stop_args),                \
+        FLAG("IGNOREEOS", "ignore-eos"), OPTION("LOGPROBS", "alternatives", INTEGER),                \
+        FLAG("NOCACHE", "no-cache"), OPTION("TIMEOUT", "milliseconds", INTEGER),                     \
+        ARG("stream", BLOCK, .flags = OPTIONAL, .subargs = stream),                                  \
+        KEY_OPTION("STORE", "store-key", store_spec), FLAG("ASYNC", "async")
+
+static RedisModuleCommandArg generate_stream_args[] = {STREAM_ARGS(2), {0}};
+static RedisModuleCommandArg generate_args[] = {PROMPT_ARGS, GENERATION_ARGS(1, generate_stream_args), {0}};
+
+static RedisModuleCommandArg values_args[] = {ARG("n", INTEGER), ARG("value", DOUBLE, .flags = MULTIPLE), {0}};
+static RedisModuleCommandArg query_args[] = {
+    ARG("element", STRING, .token = "ELE"),
+    ARG("vector", STRING, .token = "FP32"),
+    ARG("values", BLOCK, .token = "VALUES", .subargs = values_args),
     {0},
 };
-
-static RedisModuleCommandArg generate_args[] = {
-    PROMPT_ARGS,
-    OPTION("MAXTOKENS", "max-tokens", INTEGER),
-    OPTION("TEMPERATURE", "temperature", DOUBLE),
-    OPTION("TOPK", "top-k", INTEGER),
-    OPTION("TOPP", "top-p", DOUBLE),
-    OPTION("MINP", "min-p", DOUBLE),
-    OPTION("REPEAT", "penalty", DOUBLE),
-    OPTION("SEED", "seed", INTEGER),
-    ARG("stop", BLOCK, .token = "STOP", .flags = OPTIONAL, .subargs = stop_args),
-    FLAG("IGNOREEOS", "ignore-eos"),
-    OPTION("LOGPROBS", "alternatives", INTEGER),
-    FLAG("NOCACHE", "no-cache"),
-    OPTION("TIMEOUT", "milliseconds", INTEGER),
-    ARG("stream", BLOCK, .flags = OPTIONAL, .subargs = stream_args),
-    {.name = "store-key", .type = REDISMODULE_ARG_TYPE_KEY, .key_spec_index = 1, .token = "STORE", .flags = OPTIONAL},
-    FLAG("ASYNC", "async"),
+static RedisModuleCommandArg rag_stream_args[] = {STREAM_ARGS(5), {0}};
+static RedisModuleCommandArg rag_args[] = {
+    ARG("model", STRING),
+    {.name = "vset", .type = REDISMODULE_ARG_TYPE_KEY, .key_spec_index = 0},
+    ARG("query", ONEOF, .subargs = query_args),
+    OPTION("TOPN", "hits", INTEGER),
+    OPTION("FILTER", "expression", STRING),
+    OPTION("EPSILON", "distance", DOUBLE),
+    OPTION("EF", "exploration", INTEGER),
+    OPTION("ATTR", "field", STRING),
+    OPTION("BUDGET", "tokens", INTEGER),
+    KEY_OPTION("BEFORE", "before-key", 1),
+    KEY_OPTION("BETWEEN", "between-key", 2),
+    KEY_OPTION("AFTER", "after-key", 3),
+    FLAG("SKIPBAD", "skip-bad"),
+    OPTION("TOKENS", "blob", STRING),
+    GENERATION_ARGS(4, rag_stream_args),
     {0},
 };
 
@@ -145,6 +181,11 @@ static const struct command commands[] = {
      INFO(.summary = "Generates tokens after a prompt of tokens.",
           .complexity = "O(N) on Redis' main thread where N is the length of the prompt; the model runs on other threads.",
           .tips = "nondeterministic_output", .arity = -4, .key_specs = generate_keys, .args = generate_args)},
+    {"infer.rag", cmd_rag, "readonly may-replicate blocking getkeys-api", "read write slow blocking",
+     INFO(.summary = "Searches a vector set and generates from what it found.",
+          .complexity = "O(log(N)+M) on Redis' main thread where N is the number of elements in the vector set and M the "
+                        "length of the prompt; the model runs on other threads.",
+          .tips = "nondeterministic_output", .arity = -5, .key_specs = rag_keys, .args = rag_args)},
     {"infer.score", cmd_score, "readonly blocking getkeys-api no-mandatory-keys", "read slow blocking",
      INFO(.summary = "Gives the log-probability of each token of a text.",
           .complexity = "O(N) on Redis' main thread where N is the length of the text; the model runs on other threads.",

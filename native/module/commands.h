@@ -9,6 +9,7 @@ int cmd_model_unload(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
 int cmd_model_list(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
 int cmd_model_info(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
 int cmd_generate(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+int cmd_rag(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
 int cmd_score(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
 int cmd_embed(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
 int cmd_requests(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);

@@ -84,6 +84,7 @@ void job_free(struct job *j)
     embed_request_free(j->embed);
     registry_release(j->model);
     output_free(&j->output);
+    if (j->free_own) j->free_own(j->own);
     RedisModule_Free(j);
 }
 

@@ -34,6 +34,8 @@ struct job {
     int (*reply)(RedisModuleCtx *ctx, struct job *j); /* the request succeeded */
     bool async;
     struct output output;
+    void *own; /* the command's, for its reply; goes with the job through free_own */
+    void (*free_own)(void *own);
 
     /* job.c's own */
     RedisModuleBlockedClient *blocked;

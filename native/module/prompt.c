@@ -2,8 +2,8 @@
  *
  * StringDMA gives the address of the bytes that the key itself holds, and core
  * reads them there, once. Two rules of Redis matter: a short string may get another
- * encoding when StringDMA is called, so the pointer is taken after that and
- * for one key at a time; and it is gone at the next write to the key, so nothing keeps it. */
+ * encoding when StringDMA is called, so the pointer is the one that it returns, and asking again
+ * changes nothing more; and it is gone at the next write to the key, so nothing keeps it. */
 #include "prompt.h"
 
 #include "config.h"
@@ -46,26 +46,48 @@ static int append(RedisModuleCtx *ctx, const struct target *to, const void *data
     return 0;
 }
 
-static int append_key(RedisModuleCtx *ctx, const struct target *to, RedisModuleString *name, struct reply_error *err)
+void prompt_key_close(struct prompt_key *k)
+{
+    RedisModule_CloseKey(k->key);
+    k->key = NULL;
+}
+
+int prompt_key_open(RedisModuleCtx *ctx, RedisModuleString *name, const struct quoted *of, int mode,
+                    struct prompt_key *k, struct reply_error *err)
 {
     struct quoted q = quote_string(name);
-    RedisModuleKey *key = RedisModule_OpenKey(ctx, name, REDISMODULE_READ);
-    if (!key) return reply_fail(err, "NOKEY", "key '%s' does not exist", q.text);
-
-    int result;
-    int type = RedisModule_KeyType(key);
-    if (type == REDISMODULE_KEYTYPE_STRING) {
-        char what[sizeof q.text + sizeof "key ''"];
-        snprintf(what, sizeof what, "key '%s'", q.text);
-        size_t bytes;
-        const char *data = RedisModule_StringDMA(key, &bytes, REDISMODULE_READ);
-        result = append(ctx, to, data, bytes, what, err);
-    } else {
-        result = reply_fail(err, "WRONGTYPE", "key '%s' holds %s, not a string of packed tokens", q.text,
-                            key_type_name(type));
+    if (of) snprintf(k->what, sizeof k->what, "key '%s' of element '%s'", q.text, of->text);
+    else snprintf(k->what, sizeof k->what, "key '%s'", q.text);
+    k->key = RedisModule_OpenKey(ctx, name, mode);
+    if (!k->key) return reply_fail(err, "NOKEY", "%s does not exist", k->what);
+    int type = RedisModule_KeyType(k->key);
+    if (type != REDISMODULE_KEYTYPE_STRING) {
+        prompt_key_close(k);
+        return reply_fail(err, "WRONGTYPE", "%s holds %s, not a string of packed tokens", k->what,
+                          key_type_name(type));
     }
-    RedisModule_CloseKey(key);
+    k->data = RedisModule_StringDMA(k->key, &k->bytes, REDISMODULE_READ);
+    return 0;
+}
+
+static int append_key(RedisModuleCtx *ctx, const struct target *to, RedisModuleString *name, struct reply_error *err)
+{
+    struct prompt_key k;
+    if (prompt_key_open(ctx, name, NULL, REDISMODULE_READ, &k, err) < 0) return -1;
+    int result = append(ctx, to, k.data, k.bytes, k.what, err);
+    prompt_key_close(&k);
     return result;
+}
+
+int prompt_append_bytes(RedisModuleCtx *ctx, struct llm_request *r, const char *what, const char *data, size_t bytes,
+                        struct reply_error *err)
+{
+    return append(ctx, &(struct target){.request = r}, data, bytes, what, err);
+}
+
+int prompt_append_key(RedisModuleCtx *ctx, struct llm_request *r, const struct prompt_key *k, struct reply_error *err)
+{
+    return prompt_append_bytes(ctx, r, k->what, k->data, k->bytes, err);
 }
 
 static int append_all(RedisModuleCtx *ctx, const struct target *to, const struct arg_prompt *keys,

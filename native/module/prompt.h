@@ -19,4 +19,28 @@ int prompt_append(RedisModuleCtx *ctx, struct llm_request *r, const struct arg_p
 int prompt_add_inputs(RedisModuleCtx *ctx, struct embed_request *r, const struct arg_prompt *keys,
                       const struct arg_string *blob, struct reply_error *err);
 
+/* ---- one by one ---- */
+
+/* A token key that is open: its bytes where Redis keeps them, until the key is closed or written. Several may be
+ * open at once, also the same one twice, since opening for reading changes no other key. */
+struct prompt_key {
+    RedisModuleKey *key;
+    const char *data;
+    size_t bytes;
+    char what[224]; /* "key 'x'", for messages */
+};
+
+/* `of`: the element that led to the key, named in messages; NULL: none. mode: REDISMODULE_READ and
+ * further flags of OpenKey. -1 and *err: NOKEY, WRONGTYPE; then there is nothing to close. */
+int prompt_key_open(RedisModuleCtx *ctx, RedisModuleString *name, const struct quoted *of, int mode,
+                    struct prompt_key *k, struct reply_error *err);
+void prompt_key_close(struct prompt_key *k);
+
+/* Appends the key's tokens. -1 and *err: what core finds wrong with them; nothing is appended then. */
+int prompt_append_key(RedisModuleCtx *ctx, struct llm_request *r, const struct prompt_key *k, struct reply_error *err);
+
+/* The same for tokens that lie elsewhere; `what` names the source. */
+int prompt_append_bytes(RedisModuleCtx *ctx, struct llm_request *r, const char *what, const char *data, size_t bytes,
+                        struct reply_error *err);
+
 #endif

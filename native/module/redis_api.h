@@ -23,12 +23,16 @@ typedef struct RedisModuleCommand RedisModuleCommand;
 typedef struct RedisModuleCallReply RedisModuleCallReply;
 typedef struct RedisModuleBlockedClient RedisModuleBlockedClient;
 typedef struct RedisModuleInfoCtx RedisModuleInfoCtx;
+typedef struct RedisModuleUser RedisModuleUser;
 
 enum { REDISMODULE_OK = 0, REDISMODULE_ERR = 1 };
 enum { REDISMODULE_APIVER_1 = 1 };
 
-/* OpenKey, StringDMA */
-enum { REDISMODULE_READ = 1 };
+enum { /* OpenKey, StringDMA */
+    REDISMODULE_READ = 1,
+    REDISMODULE_OPEN_KEY_NONOTIFY = 1 << 17, /* a miss is no event; this and the next: 7.2, ignored before */
+    REDISMODULE_OPEN_KEY_NOEXPIRE = 1 << 19, /* a key that has expired is missing, but is not deleted now */
+};
 
 enum { /* KeyType */
     REDISMODULE_KEYTYPE_EMPTY,
@@ -41,12 +45,20 @@ enum { /* KeyType */
     REDISMODULE_KEYTYPE_STREAM,
 };
 
-enum { REDISMODULE_REPLY_ERROR = 1 };     /* CallReplyType */
+enum { /* CallReplyType */
+    REDISMODULE_REPLY_STRING,
+    REDISMODULE_REPLY_ERROR,
+    REDISMODULE_REPLY_INTEGER,
+    REDISMODULE_REPLY_ARRAY,
+};
 enum { REDISMODULE_POSTPONED_LEN = -1 };  /* ReplyWithArray, with ReplySetArrayLength after the elements */
+enum { REDISMODULE_ACL_LOG_KEY = 2 };     /* ACLAddLogEntry */
 
 enum { /* GetContextFlags */
+    REDISMODULE_CTX_FLAGS_LUA = 1 << 0,
     REDISMODULE_CTX_FLAGS_SLAVE = 1 << 3,
     REDISMODULE_CTX_FLAGS_READONLY = 1 << 4,
+    REDISMODULE_CTX_FLAGS_CLUSTER = 1 << 5,
     REDISMODULE_CTX_FLAGS_OOM = 1 << 10,
     REDISMODULE_CTX_FLAGS_DENY_BLOCKING = 1 << 21,
 };
@@ -211,6 +223,7 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *ctx, void *privdata, R
     X(int, StringToLongLong, (const RedisModuleString *, long long *))                                            \
     X(int, StringToDouble, (const RedisModuleString *, double *))                                                 \
     X(RedisModuleString *, CreateString, (RedisModuleCtx *, const char *, size_t))                                \
+    X(RedisModuleString *, CreateStringFromString, (RedisModuleCtx *, const RedisModuleString *))                 \
     X(void, FreeString, (RedisModuleCtx *, RedisModuleString *))                                                  \
     /* keys */                                                                                                    \
     X(RedisModuleKey *, OpenKey, (RedisModuleCtx *, RedisModuleString *name, int mode))                           \
@@ -220,12 +233,22 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *ctx, void *privdata, R
     X(RedisModuleCallReply *, Call, (RedisModuleCtx *, const char *command, const char *format, ...))             \
     X(int, CallReplyType, (RedisModuleCallReply *))                                                               \
     X(const char *, CallReplyStringPtr, (RedisModuleCallReply *, size_t *len))                                    \
+    X(size_t, CallReplyLength, (RedisModuleCallReply *))                                                          \
+    X(RedisModuleCallReply *, CallReplyArrayElement, (RedisModuleCallReply *, size_t index))                      \
     X(void, FreeCallReply, (RedisModuleCallReply *))                                                              \
     X(int, AvoidReplicaTraffic, (void))                                                                           \
+    /* users */                                                                                                   \
+    X(RedisModuleString *, GetCurrentUserName, (RedisModuleCtx *)) /* not where the client has no user */         \
+    X(RedisModuleString *, GetClientUserNameById, (RedisModuleCtx *, uint64_t id))                                \
+    X(RedisModuleUser *, GetModuleUserFromUserName, (RedisModuleString *name))                                    \
+    X(int, FreeModuleUser, (RedisModuleUser *))                                                                   \
+    X(int, ACLCheckKeyPermissions, (RedisModuleUser *, RedisModuleString *key, int flags))                        \
+    X(int, ACLAddLogEntry, (RedisModuleCtx *, RedisModuleUser *, RedisModuleString *object, int reason))          \
     /* replies */                                                                                                 \
     X(int, ReplyWithError, (RedisModuleCtx *, const char *))                                                      \
     X(int, ReplyWithSimpleString, (RedisModuleCtx *, const char *))                                               \
     X(int, ReplyWithLongLong, (RedisModuleCtx *, long long))                                                      \
+    X(int, ReplyWithDouble, (RedisModuleCtx *, double))                                                           \
     X(int, ReplyWithCString, (RedisModuleCtx *, const char *))                                                    \
     X(int, ReplyWithStringBuffer, (RedisModuleCtx *, const char *, size_t))                                       \
     X(int, ReplyWithArray, (RedisModuleCtx *, long))                                                              \
@@ -269,7 +292,9 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *ctx, void *privdata, R
 
 /* Newer ones: NULL where the server has none. */
 #define REDIS_API_OPTIONAL(X)                                                                                     \
-    X(int, SetCommandACLCategories, (RedisModuleCommand *, const char *categories)) /* 7.2 */
+    X(int, SetCommandACLCategories, (RedisModuleCommand *, const char *categories)) /* 7.2 */                     \
+    X(void, SetContextUser, (RedisModuleCtx *, const RedisModuleUser *))            /* 7.0.6 */                   \
+    X(unsigned, ClusterKeySlot, (RedisModuleString *key))                           /* 7.4 */
 
 #define REDIS_API_DECLARE(returns, name, args) extern returns(*RedisModule_##name) args;
 REDIS_API_REQUIRED(REDIS_API_DECLARE)

@@ -20,6 +20,21 @@ int reply_fail_core(struct reply_error *err, const struct infer_error *core)
     return reply_fail(err, infer_code_name(core->code), "%s", core->message);
 }
 
+int reply_fail_call(struct reply_error *err, const char *what, RedisModuleCallReply *reply)
+{
+    size_t len;
+    const char *line = RedisModule_CallReplyStringPtr(reply, &len);
+    while (len > 0 && (line[len - 1] == '\n' || line[len - 1] == '\r')) len--;
+    if (len > 0 && *line == '-') line++, len--;
+    size_t code = 0;
+    while (code < len && line[code] != ' ') code++;
+    if (what && code < len)
+        snprintf(err->line, sizeof err->line, "%.*s %s:%.*s", (int)code, line, what, (int)(len - code), line + code);
+    else
+        snprintf(err->line, sizeof err->line, "%.*s", (int)len, line);
+    return -1;
+}
+
 int reply_error(RedisModuleCtx *ctx, const struct reply_error *err)
 {
     /* Redis sends the line as it is, and core's messages may quote a model file: a line break

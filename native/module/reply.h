@@ -19,6 +19,9 @@ int reply_fail(struct reply_error *err, const char *code, const char *format, ..
     __attribute__((format(printf, 3, 4)));
 /* The same for an error of core, whose code and message pass unchanged. */
 int reply_fail_core(struct reply_error *err, const struct infer_error *core);
+/* The same for an error reply of a command that the module called, whose code stays in front; `what` (NULL: nothing)
+ * says what was called. */
+int reply_fail_call(struct reply_error *err, const char *what, RedisModuleCallReply *reply);
 
 /* Sends an error; returns what a command function returns. */
 int reply_error(RedisModuleCtx *ctx, const struct reply_error *err);

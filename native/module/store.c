@@ -2,6 +2,7 @@
 #include "store.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 int store_allowed(RedisModuleCtx *ctx, const char *option, struct reply_error *err)
@@ -19,20 +20,6 @@ bool store_paused(void)
     return RedisModule_AvoidReplicaTraffic();
 }
 
-/* Redis' error line: "-CODE what" from a command, "-CODE what\r\n" elsewhere. */
-static int fail_with(struct reply_error *err, const char *line, size_t len, const char *option, struct quoted key)
-{
-    while (len > 0 && (line[len - 1] == '\n' || line[len - 1] == '\r')) len--;
-    if (len > 0 && *line == '-') line++, len--;
-    const char *space = memchr(line, ' ', len);
-    char code[32];
-    size_t code_len = space ? (size_t)(space - line) : 0;
-    if (code_len == 0 || code_len >= sizeof code) return reply_fail(err, "ERR", "%s '%s': %.*s", option, key.text, (int)len, line);
-    memcpy(code, line, code_len);
-    code[code_len] = 0;
-    return reply_fail(err, code, "%s '%s': %.*s", option, key.text, (int)(len - code_len - 1), space + 1);
-}
-
 int store_call(RedisModuleCtx *ctx, enum store_when when, const char *option, const char *command,
                RedisModuleString **argv, size_t argc, struct reply_error *err)
 {
@@ -44,9 +31,9 @@ int store_call(RedisModuleCtx *ctx, enum store_when when, const char *option, co
     if (!reply) return reply_fail(err, "ERR", "%s '%s': %s", option, key.text, strerror(errno));
     int result = 0;
     if (RedisModule_CallReplyType(reply) == REDISMODULE_REPLY_ERROR) {
-        size_t len;
-        const char *line = RedisModule_CallReplyStringPtr(reply, &len);
-        result = fail_with(err, line, len, option, key);
+        char what[128];
+        snprintf(what, sizeof what, "%s '%s'", option, key.text);
+        result = reply_fail_call(err, what, reply);
     }
     RedisModule_FreeCallReply(reply);
     return result;
