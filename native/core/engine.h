@@ -32,6 +32,13 @@ struct request_timing { /* microseconds; times are platform_now_us, 0: not reach
     uint64_t admit_us; /* parsing and reading of the keys: set by the creator */
 };
 
+/* How far a request is, in tokens: written by the conductor once a step, read by any thread. */
+struct request_progress {
+    _Atomic int cached;   /* input tokens taken from the prefix cache */
+    _Atomic int computed; /* input tokens that are done, those included */
+    _Atomic int output;
+};
+
 struct request {
     uint64_t id;               /* unique in the process, set by engine_admit */
     struct engine *engine;
@@ -40,6 +47,7 @@ struct request {
     _Atomic bool cancelled;    /* set by engine_cancel; the step loop obeys */
     uint64_t timeout_us;       /* from admission; 0: none */
     struct request_timing timing;
+    struct request_progress progress;
     struct infer_error error;  /* code INFER_OK: it succeeded */
 
     void (*output)(struct request *r); /* conductor: new output is there (a token); may be NULL */
@@ -74,9 +82,16 @@ struct engine_ops {
     void (*free)(struct engine *e);
 };
 
+/* Since load; any thread reads them while the conductor adds. */
+struct engine_latency {
+    struct histogram queue, first_token, token, step; /* as in struct engine_stats */
+    _Atomic uint64_t slowest_step_us;                 /* since engine_take_slowest_step */
+};
+
 struct engine {
     const struct engine_ops *ops;
     struct engine_info info;
+    struct engine_latency latency;
     struct runtime *_Atomic runtime; /* set while it is registered */
     struct engine *next;             /* the runtime's list */
 };
@@ -98,6 +113,11 @@ struct engine_config {
 
 /* Loads a model file with the engine that its architecture needs. NULL and *err on failure. Any thread. */
 struct engine *engine_load(const char *path, const struct engine_config *config, struct infer_error *err);
+
+/* A step of the engine is through. Conductor. */
+void engine_count_step(struct engine *e, uint64_t us);
+/* The longest step since the last call, microseconds; 0: there was none. One caller. */
+uint64_t engine_take_slowest_step(struct engine *e);
 
 /* Gives r its id, admits it and wakes the conductor; never waits for a step. -1 with INFER_NOMODEL when
  * the engine is not registered (any more), or with what ops->admit (or ops->embed) found. Any thread. */

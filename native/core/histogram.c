@@ -22,14 +22,30 @@ static uint64_t middle_of(int bucket)
     return (uint64_t)(8 + eighth) * width + width / 2;
 }
 
-void histogram_add(struct histogram *h, uint64_t us)
+static void raise_max(struct histogram *h, uint64_t us)
 {
-    atomic_fetch_add_explicit(&h->buckets[bucket_of(us)], 1, memory_order_relaxed);
-    atomic_fetch_add_explicit(&h->sum_us, us, memory_order_relaxed);
     uint64_t max = atomic_load_explicit(&h->max_us, memory_order_relaxed);
     while (us > max &&
            !atomic_compare_exchange_weak_explicit(&h->max_us, &max, us, memory_order_relaxed, memory_order_relaxed)) {
     }
+}
+
+void histogram_add(struct histogram *h, uint64_t us)
+{
+    atomic_fetch_add_explicit(&h->buckets[bucket_of(us)], 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&h->sum_us, us, memory_order_relaxed);
+    raise_max(h, us);
+}
+
+void histogram_merge(struct histogram *to, const struct histogram *from)
+{
+    for (int i = 0; i < HISTOGRAM_BUCKETS; i++) {
+        uint64_t n = atomic_load_explicit(&from->buckets[i], memory_order_relaxed);
+        if (n) atomic_fetch_add_explicit(&to->buckets[i], n, memory_order_relaxed);
+    }
+    atomic_fetch_add_explicit(&to->sum_us, atomic_load_explicit(&from->sum_us, memory_order_relaxed),
+                              memory_order_relaxed);
+    raise_max(to, atomic_load_explicit(&from->max_us, memory_order_relaxed));
 }
 
 /* The value that `permille` of the counted ones do not exceed. */
@@ -43,7 +59,7 @@ static uint64_t percentile(const uint64_t *buckets, uint64_t count, uint64_t max
     return max;
 }
 
-void histogram_read(struct histogram *h, struct histogram_summary *s)
+void histogram_read(const struct histogram *h, struct histogram_summary *s)
 {
     uint64_t buckets[HISTOGRAM_BUCKETS];
     memset(s, 0, sizeof *s);

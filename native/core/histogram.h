@@ -24,6 +24,8 @@ struct histogram_summary {
 };
 
 void histogram_add(struct histogram *h, uint64_t us);
-void histogram_read(struct histogram *h, struct histogram_summary *s);
+void histogram_read(const struct histogram *h, struct histogram_summary *s);
+/* Adds what `from` has counted to `to`. */
+void histogram_merge(struct histogram *to, const struct histogram *from);
 
 #endif

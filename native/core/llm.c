@@ -78,10 +78,10 @@ static void get_stats(struct engine *engine, struct engine_stats *s)
     s->cached_tokens = atomic_load(&e->cached_tokens);
     s->output_tokens = atomic_load(&e->output_tokens);
     s->steps = atomic_load(&e->steps);
-    histogram_read(&e->queue_us, &s->queue);
-    histogram_read(&e->first_token_us, &s->first_token);
-    histogram_read(&e->token_us, &s->token);
-    histogram_read(&e->step_us, &s->step);
+    histogram_read(&e->base.latency.queue, &s->queue);
+    histogram_read(&e->base.latency.first_token, &s->first_token);
+    histogram_read(&e->base.latency.token, &s->token);
+    histogram_read(&e->base.latency.step, &s->step);
 }
 
 /* ---- life ---- */

@@ -4,7 +4,6 @@
 #define INFER_LLM_INTERNAL_H
 
 #include "decoder.h"
-#include "histogram.h"
 #include "llm.h"
 
 /* Rows of logits in one step: one for each running generation, and those of LLM_SCORE. */
@@ -47,7 +46,6 @@ struct llm {
     _Atomic int running_now;
     _Atomic uint64_t n_requests, n_finished, n_cancelled, n_timed_out, n_failed;
     _Atomic uint64_t prompt_tokens, cached_tokens, output_tokens, steps;
-    struct histogram queue_us, first_token_us, token_us, step_us;
 };
 
 _Static_assert(LLM_MAX_BATCH + LLM_SLICE <= LLM_STEP_TOKENS, "a step with generations fits the batch");

@@ -178,6 +178,7 @@ static void find_leader(struct llm *e, struct llm_request *r)
 static void count_cached(struct llm *e, struct llm_request *r, int n)
 {
     r->n_cached += n;
+    atomic_store(&r->base.progress.cached, r->n_cached);
     atomic_fetch_add(&e->cached_tokens, (uint64_t)n);
 }
 
@@ -204,7 +205,7 @@ static void start(struct llm *e)
             r->whole->base.timing.started_at = r->base.timing.started_at;
             atomic_store(&r->whole->base.state, REQUEST_RUNNING);
         }
-        histogram_add(&e->queue_us, r->base.timing.started_at - r->base.timing.admitted_at);
+        histogram_add(&e->base.latency.queue, r->base.timing.started_at - r->base.timing.admitted_at);
         atomic_fetch_add(&e->prompt_tokens, (uint64_t)r->n_prompt);
         count_cached(e, r, cached);
         find_leader(e, r);
@@ -318,9 +319,9 @@ static void count_output(struct llm *e, struct llm_request *r, uint64_t now)
 {
     if (!r->base.timing.first_output_at) {
         r->base.timing.first_output_at = now;
-        histogram_add(&e->first_token_us, now - r->base.timing.admitted_at);
+        histogram_add(&e->base.latency.first_token, now - r->base.timing.admitted_at);
     } else {
-        histogram_add(&e->token_us, now - r->last_output_at);
+        histogram_add(&e->base.latency.token, now - r->last_output_at);
     }
     r->last_output_at = now;
 }
@@ -333,6 +334,7 @@ static void deliver_token(struct llm *e, struct llm_request *r, int32_t id, uint
         return;
     }
     r->tokens[r->n_prompt + r->n_output++] = (uint32_t)id;
+    atomic_store(&r->base.progress.output, r->n_output);
     atomic_fetch_add(&e->output_tokens, 1);
     count_output(e, r, now);
 
@@ -362,6 +364,7 @@ static void deliver(struct llm *e)
     for (int i = 0; i < e->n_running; i++) {
         struct llm_request *r = e->running[i];
         r->seq.n_tokens += r->n_step;
+        atomic_store(&r->base.progress.computed, min_int(r->seq.n_tokens, r->n_prompt));
         if (!r->params.no_cache) kv_seq_publish(&r->seq, r->tokens);
     }
     for (int i = 0; i < e->n_rows; i++)
@@ -396,7 +399,7 @@ bool llm_step(struct engine *engine, struct pool *pool)
     else if (e->n_rows == 1) pick_row(e, 0);
     atomic_fetch_add(&e->steps, 1); /* before a client can see what the step gave */
     deliver(e);
-    histogram_add(&e->step_us, platform_now_us() - began);
+    engine_count_step(&e->base, platform_now_us() - began);
     return true;
 }
 

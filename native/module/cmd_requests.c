@@ -28,13 +28,17 @@ int cmd_requests(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
     uint64_t now = platform_now_us();
     for (const struct job *j = job_first(); j; j = j->next, n++) {
         const struct request *r = job_request(j);
-        RedisModule_ReplyWithMap(ctx, 7);
+        RedisModule_ReplyWithMap(ctx, 11);
         reply_field_integer(ctx, "id", (long long)j->id);
         reply_field_text(ctx, "command", j->command);
         reply_field_text(ctx, "model", j->model->name);
         reply_field_text(ctx, "state", state_name(r->state));
         reply_field_integer(ctx, "client", (long long)j->client_id);
+        reply_field_integer(ctx, "async", j->async);
         reply_field_integer(ctx, "prompt_tokens", job_prompt_tokens(j));
+        reply_field_integer(ctx, "cached_tokens", r->progress.cached);
+        reply_field_integer(ctx, "computed_tokens", r->progress.computed);
+        reply_field_integer(ctx, "output_tokens", r->progress.output);
         reply_field_integer(ctx, "age_us", (long long)(now - j->started_us));
     }
     RedisModule_ReplySetArrayLength(ctx, n);

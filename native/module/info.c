@@ -11,7 +11,8 @@
 #include <string.h>
 
 struct totals {
-    struct engine_stats sum;
+    struct engine_stats sum; /* but for kv.page_bytes, which differs between models, and the percentiles */
+    struct engine_latency latency;
     size_t weight_bytes, activation_bytes, kv_bytes, kv_used_bytes;
     unsigned long long ready;
 };
@@ -36,6 +37,15 @@ static void add(const struct model_entry *m, void *arg)
     t->sum.steps += s.steps;
     t->weight_bytes += m->engine->info.weight_bytes;
     t->activation_bytes += s.activation_bytes;
+    t->sum.kv.pages_total += s.kv.pages_total;
+    t->sum.kv.pages_active += s.kv.pages_active;
+    t->sum.kv.pages_cached += s.kv.pages_cached;
+    t->sum.kv.pages_free += s.kv.pages_free;
+    t->sum.kv.evicted_pages += s.kv.evicted_pages;
+    histogram_merge(&t->latency.queue, &m->engine->latency.queue);
+    histogram_merge(&t->latency.first_token, &m->engine->latency.first_token);
+    histogram_merge(&t->latency.token, &m->engine->latency.token);
+    histogram_merge(&t->latency.step, &m->engine->latency.step);
     t->kv_bytes += s.kv.arena_bytes;
     t->kv_used_bytes += (size_t)(s.kv.pages_active + s.kv.pages_cached) * s.kv.page_bytes;
 }
@@ -45,8 +55,10 @@ static void field(RedisModuleInfoCtx *info, const char *name, unsigned long long
     RedisModule_InfoAddFieldULongLong(info, name, value);
 }
 
-static void percentiles(RedisModuleInfoCtx *info, const char *what, const struct histogram_summary *h)
+static void percentiles(RedisModuleInfoCtx *info, const char *what, const struct histogram *of)
 {
+    struct histogram_summary summary, *h = &summary;
+    histogram_read(of, h);
     const struct {
         const char *name;
         uint64_t value;
@@ -56,6 +68,23 @@ static void percentiles(RedisModuleInfoCtx *info, const char *what, const struct
         snprintf(name, sizeof name, "%s_%s_us", what, values[i].name);
         field(info, name, values[i].value);
     }
+}
+
+static void describe_pages(RedisModuleInfoCtx *info, const struct kv_stats *kv)
+{
+    field(info, "kv_pages", (unsigned long long)kv->pages_total);
+    field(info, "kv_pages_active", (unsigned long long)kv->pages_active);
+    field(info, "kv_pages_cached", (unsigned long long)kv->pages_cached);
+    field(info, "kv_pages_free", (unsigned long long)kv->pages_free);
+    field(info, "kv_evicted_pages", kv->evicted_pages);
+}
+
+static void describe_latency(RedisModuleInfoCtx *info, const struct engine_latency *l)
+{
+    percentiles(info, "queue", &l->queue);
+    percentiles(info, "first_token", &l->first_token);
+    percentiles(info, "token", &l->token);
+    percentiles(info, "step", &l->step);
 }
 
 static void describe(const struct model_entry *m, void *info)
@@ -70,17 +99,16 @@ static void describe(const struct model_entry *m, void *info)
         field(info, "running", (unsigned long long)s.running);
         field(info, "queued", (unsigned long long)s.queued);
         field(info, "requests", s.requests);
+        field(info, "finished", s.finished);
+        field(info, "cancelled", s.cancelled);
+        field(info, "timed_out", s.timed_out);
+        field(info, "failed", s.failed);
         field(info, "prompt_tokens", s.prompt_tokens);
         field(info, "cached_tokens", s.cached_tokens);
         field(info, "output_tokens", s.output_tokens);
-        field(info, "kv_pages", (unsigned long long)s.kv.pages_total);
-        field(info, "kv_pages_active", (unsigned long long)s.kv.pages_active);
-        field(info, "kv_pages_cached", (unsigned long long)s.kv.pages_cached);
-        field(info, "kv_evicted_pages", s.kv.evicted_pages);
-        percentiles(info, "queue", &s.queue);
-        percentiles(info, "first_token", &s.first_token);
-        percentiles(info, "token", &s.token);
-        percentiles(info, "step", &s.step);
+        field(info, "steps", s.steps);
+        describe_pages(info, &s.kv);
+        describe_latency(info, &m->engine->latency);
     }
     RedisModule_InfoEndDictField(info);
 }
@@ -88,15 +116,14 @@ static void describe(const struct model_entry *m, void *info)
 static void describe_writing(RedisModuleInfoCtx *info)
 {
     struct output_stats output;
-    struct writer_stats writer;
+    const struct writer_latency *lock = writer_latency();
     output_get_stats(&output);
-    writer_get_stats(&writer);
     field(info, "stream_entries", output.entries);
     field(info, "stored_keys", output.stores);
     field(info, "output_failures", output.failures);
-    field(info, "lock_holds", writer.hold.count);
-    percentiles(info, "lock_hold", &writer.hold);
-    percentiles(info, "lock_wait", &writer.wait);
+    field(info, "lock_holds", lock->holds);
+    percentiles(info, "lock_hold", &lock->hold);
+    percentiles(info, "lock_wait", &lock->wait);
 }
 
 static void on_info(RedisModuleInfoCtx *info, int for_crash_report)
@@ -123,6 +150,8 @@ static void on_info(RedisModuleInfoCtx *info, int for_crash_report)
     field(info, "cached_tokens", t.sum.cached_tokens);
     field(info, "output_tokens", t.sum.output_tokens);
     field(info, "steps", t.sum.steps);
+    describe_latency(info, &t.latency);
+    describe_pages(info, &t.sum.kv);
     field(info, "memory_weights_bytes", t.weight_bytes);
     field(info, "memory_activations_bytes", t.activation_bytes);
     field(info, "memory_kv_bytes", t.kv_bytes);

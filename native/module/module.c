@@ -32,6 +32,7 @@
 #include "config.h"
 #include "job.h"
 #include "kernels.h"
+#include "latency.h"
 #include "registry.h"
 #include "writer.h"
 
@@ -60,7 +61,7 @@ static int start(RedisModuleCtx *ctx, int argc)
         return REDISMODULE_ERR;
     }
     if (commands_register(ctx) != REDISMODULE_OK || info_register(ctx) != REDISMODULE_OK ||
-        config_register(ctx) != REDISMODULE_OK)
+        latency_register(ctx) != REDISMODULE_OK || config_register(ctx) != REDISMODULE_OK)
         return REDISMODULE_ERR;
     return RedisModule_SubscribeToServerEvent(ctx, (RedisModuleEvent){.id = REDISMODULE_EVENT_SHUTDOWN, .dataver = 1},
                                               on_shutdown);

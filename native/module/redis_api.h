@@ -174,7 +174,7 @@ typedef struct RedisModuleEvent {
     uint64_t id, dataver;
 } RedisModuleEvent;
 
-enum { REDISMODULE_EVENT_SHUTDOWN = 5 };
+enum { REDISMODULE_EVENT_SHUTDOWN = 5, REDISMODULE_EVENT_CRON_LOOP = 8 };
 
 /* ---- callbacks ---- */
 
@@ -282,6 +282,7 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *ctx, void *privdata, R
                                   RedisModuleConfigGetStringFunc, RedisModuleConfigSetStringFunc,                 \
                                   RedisModuleConfigApplyFunc, void *privdata))                                    \
     X(int, LoadConfigs, (RedisModuleCtx *))                                                                       \
+    X(void, LatencyAddSample, (const char *event, long long milliseconds))                                        \
     X(int, RegisterInfoFunc, (RedisModuleCtx *, RedisModuleInfoFunc))                                             \
     X(int, InfoAddSection, (RedisModuleInfoCtx *, const char *name))                                              \
     X(int, InfoBeginDictField, (RedisModuleInfoCtx *, const char *name))                                          \

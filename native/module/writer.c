@@ -36,8 +36,8 @@ static struct {
     bool urgent; /* one of them is */
     uint64_t drained_at;
 
-    _Atomic uint64_t items, slowest_us;
-    struct histogram hold_us, wait_us;
+    struct writer_latency latency;
+    _Atomic uint64_t slowest_us;
 } w;
 
 static void ring(void)
@@ -106,7 +106,6 @@ static bool hold(void)
         }
         w.first = next;
         if (!next) w.last = NULL;
-        atomic_fetch_add(&w.items, 1);
         now = platform_now_us();
         if (now - began >= WRITER_HOLD_US) break;
     }
@@ -119,8 +118,9 @@ static bool hold(void)
     RedisModule_ThreadSafeContextUnlock(w.ctx); /* replicates what was written, too */
 
     uint64_t held = platform_now_us() - began;
-    histogram_add(&w.wait_us, began - asked);
-    histogram_add(&w.hold_us, held);
+    histogram_add(&w.latency.wait, began - asked);
+    histogram_add(&w.latency.hold, held);
+    atomic_fetch_add(&w.latency.holds, 1);
     if (held > atomic_load(&w.slowest_us)) atomic_store(&w.slowest_us, held);
     return !refused;
 }
@@ -185,11 +185,9 @@ void writer_abandon(void)
     ring();
 }
 
-void writer_get_stats(struct writer_stats *s)
+const struct writer_latency *writer_latency(void)
 {
-    s->items = atomic_load(&w.items);
-    histogram_read(&w.hold_us, &s->hold);
-    histogram_read(&w.wait_us, &s->wait);
+    return &w.latency;
 }
 
 uint64_t writer_take_slowest(void)

@@ -45,12 +45,12 @@ bool writer_stop(void);
  * it may wait for the lock that the caller holds for good. Main thread. */
 void writer_abandon(void);
 
-struct writer_stats {
-    uint64_t items;
-    struct histogram_summary hold; /* from having the lock to having given it back */
-    struct histogram_summary wait; /* for the lock */
+struct writer_latency {
+    struct histogram hold; /* from having the lock to having given it back */
+    struct histogram wait; /* for the lock */
+    _Atomic uint64_t holds;
 };
-void writer_get_stats(struct writer_stats *s); /* any thread */
+const struct writer_latency *writer_latency(void); /* any thread */
 
 /* The longest hold since the last call, microseconds. One caller. */
 uint64_t writer_take_slowest(void);

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "check.h"
 
@@ -61,6 +62,22 @@ static void small_values_are_exact_and_huge_ones_are_counted(void)
     CHECK(s.count == 1 && s.max_us == UINT64_MAX);
 }
 
+static void merged_histograms_say_what_one_would(void)
+{
+    static struct histogram all, parts[2], merged;
+    for (uint64_t i = 0; i < N; i++) {
+        uint64_t v = i * i % 90001;
+        histogram_add(&all, v);
+        histogram_add(&parts[i % 3 == 0], v);
+    }
+    histogram_merge(&merged, &parts[0]);
+    histogram_merge(&merged, &parts[1]);
+    struct histogram_summary one, other;
+    histogram_read(&all, &one);
+    histogram_read(&merged, &other);
+    CHECK(memcmp(&one, &other, sizeof one) == 0);
+}
+
 static struct histogram shared;
 
 static void *add(void *arg)
@@ -84,6 +101,7 @@ int main(void)
 {
     RUN(percentiles_are_within_an_eighth_over_nine_decades);
     RUN(small_values_are_exact_and_huge_ones_are_counted);
+    RUN(merged_histograms_say_what_one_would);
     RUN(threads_lose_no_count);
     return check_result();
 }

@@ -466,3 +466,75 @@ def test_many_streams_at_once_hold_what_each_client_gets(
         *tokens, last = entries(client, f"s{i}")
         assert [int(e["token"]) for e in tokens] == unpack(reply["tokens"])
         assert b"".join(e["text"] for e in [*tokens, last]) == reply["text"]
+
+
+# ---- watching ----
+
+
+def test_requests_tell_how_far_they_are(server: Server, client: redis.Redis) -> None:
+    # Tokens that no other test uses: their beginning is not in the cache.
+    prompt = pack([7000 + i % 3000 for i in range(2000)])
+    command = ("INFER.GENERATE", MODEL, 0, "TOKENS", prompt, "IGNOREEOS", "MAXTOKENS", 3000)
+    client.execute_command(*command, "STREAM", "s", "ASYNC")
+    seen = []
+
+    def decoding() -> bool:
+        (entry,) = requests(client)
+        seen.append(entry)
+        return bool(entry["output_tokens"] > 5)
+
+    wait_until(decoding, "it generates")
+    assert all(0 <= e["cached_tokens"] <= e["computed_tokens"] <= 2000 for e in seen)
+    computed = [e["computed_tokens"] for e in seen]
+    assert computed == sorted(computed)
+    assert computed[-1] == 2000
+    assert seen[-1]["async"] == 1
+    client.execute_command("INFER.CANCEL", seen[-1]["id"])
+    assert_idle(client)
+
+
+def test_slow_steps_go_to_the_latency_monitor(client: redis.Redis) -> None:
+    def events() -> dict[str, Any]:
+        return {e[0].decode(): e for e in client.execute_command("LATENCY LATEST")}
+
+    client.execute_command("LATENCY RESET")
+    generate(client, *BASE[1:], "MAXTOKENS", 4)
+    time.sleep(1.2)  # the module reports once a second
+    assert not events(), "the monitor is off"
+    try:
+        client.config_set("latency-monitor-threshold", 1)
+
+        def slow() -> Any:
+            # A step with a prompt takes milliseconds on any machine.
+            prompt = pack([9000 + i for i in range(512)])
+            generate(client, MODEL, 0, "TOKENS", prompt, "MAXTOKENS", 1, "NOCACHE")
+            return events().get("infer-step")
+
+        _, _, _, longest = wait_until(slow, "the step is reported")[:4]
+        assert longest >= 1
+    finally:
+        client.config_set("latency-monitor-threshold", 0)
+        client.execute_command("LATENCY RESET")
+
+
+def test_info_adds_the_models_up(client: redis.Redis, model_path: Path) -> None:
+    load(client, model_path, "second", "KVMEMORY", 64 << 20)
+    try:
+        generate(client, "second", *BASE[2:], "MAXTOKENS", 3)
+        info = client.info("infer")
+        one, two = info[f"infer_model_{MODEL}"], info["infer_model_second"]
+        for name in ("kv_pages", "kv_pages_active", "kv_pages_cached", "kv_pages_free", "steps"):
+            assert info[f"infer_{name}"] == one[name] + two[name]
+        for name in ("prompt_tokens", "cached_tokens", "output_tokens"):
+            assert info[f"infer_{name}"] == one[name] + two[name]
+        for model in (one, two):
+            pages = ("kv_pages_active", "kv_pages_cached", "kv_pages_free")
+            assert model["kv_pages"] == sum(model[name] for name in pages)
+            ended = ("finished", "cancelled", "timed_out", "failed", "running", "queued")
+            assert model["requests"] == sum(model[name] for name in ended)
+        for what in ("queue", "first_token", "token", "step"):
+            longest = max(one[f"{what}_max_us"], two[f"{what}_max_us"])
+            assert info[f"infer_{what}_max_us"] == longest
+            assert info[f"infer_{what}_p50_us"] <= info[f"infer_{what}_p99_us"] <= longest
+    finally:
+        client.execute_command("INFER.MODEL UNLOAD", "second")

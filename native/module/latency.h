@@ -1,0 +1,9 @@
+/* Slow steps and long holds of Redis' lock, as events of Redis' latency monitor. */
+#ifndef REDIS_INFER_LATENCY_H
+#define REDIS_INFER_LATENCY_H
+
+#include "redis_api.h"
+
+int latency_register(RedisModuleCtx *ctx);
+
+#endif
