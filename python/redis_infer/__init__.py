@@ -12,10 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .client import AsyncInfer, Infer
 from .commands import GenerateOptions, pack_tokens, unpack_tokens
+from .corpus import AsyncCorpus, Corpus, CorpusInfo, Hit
 from .errors import (
     BadTokensError,
     BusyError,
     ContextError,
+    CorpusError,
     InferError,
     ModuleMissingError,
     NoKeyError,
@@ -32,12 +34,17 @@ except PackageNotFoundError:  # imported from a source tree
     __version__ = "0+source"
 
 __all__ = [
+    "AsyncCorpus",
     "AsyncInfer",
     "BadTokensError",
     "BusyError",
     "ContextError",
+    "Corpus",
+    "CorpusError",
+    "CorpusInfo",
     "GenerateOptions",
     "Generation",
+    "Hit",
     "Infer",
     "InferError",
     "ModelInfo",

@@ -210,6 +210,11 @@ def as_map(reply: Any) -> dict[str, Any]:
     return {_text(name): value for name, value in pairs}
 
 
+def as_hash(reply: Any) -> dict[bytes, bytes]:
+    """The fields of HGETALL, of either protocol, untouched."""
+    return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+
+
 def as_info(reply: Any) -> dict[str, Any]:
     """A map whose values are numbers and text."""
     return {

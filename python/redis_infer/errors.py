@@ -63,6 +63,10 @@ class RequestCancelledError(InferError):
     code = "CANCELLED"
 
 
+class CorpusError(RuntimeError):
+    """A corpus is missing, or does not fit what is asked of it."""
+
+
 class TokenizerError(ValueError):
     """Text was given where the model's tokenizer cannot be had on this machine."""
 

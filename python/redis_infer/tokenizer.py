@@ -206,7 +206,7 @@ class Tokenizer:
     ) -> list[TokenArray]:
         """Like :meth:`encode` for many texts, on all processors."""
         engine = self._with_special if parse_special else self._without_special
-        encodings = engine.encode_batch([_clean(t) for t in texts], add_special_tokens=False)
+        encodings = engine.encode_batch_fast([_clean(t) for t in texts], add_special_tokens=False)
         return [self._finish(e.ids, add_special) for e in encodings]
 
     def _finish(self, ids: list[int], add_special: bool) -> TokenArray:

@@ -1,0 +1,125 @@
+"""Prompts around retrieved text: a question about a corpus, and the completion of a file.
+
+Both have the shape that a prefix cache wants: what is the same for all requests first, then what
+was found, then what this request asks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import TokenizerError
+
+if TYPE_CHECKING:
+    from .results import TokenArray
+    from .tokenizer import Tokenizer
+
+PROBE_TEXT = "The same model gives this sentence the same vector."
+"""Its embedding is kept with a corpus: another model is recognized by another one."""
+
+SYSTEM = (
+    "You answer questions about a collection of files. Excerpts from it are given, each below a "
+    "line with its path and lines. Answer briefly, from the excerpts alone, and name the files "
+    "that you rely on. If the excerpts do not answer the question, say so."
+)
+
+_EXCERPTS = "@@ excerpts @@"
+_QUESTION = "@@ question @@"
+_USER = f"Excerpts:\n\n{_EXCERPTS}\nQuestion: {_QUESTION}"
+
+
+def _turn(tokenizer: Tokenizer, system: str) -> list[str]:
+    """The text before the excerpts, between them and the question, and after the question."""
+    if tokenizer.chat_template is None:
+        text = f"{system}\n\n{_USER}\nAnswer:"
+    else:
+        user = {"role": "user", "content": _USER}
+        try:
+            text = tokenizer.render_chat([{"role": "system", "content": system}, user])
+        except TokenizerError:  # some templates know no system turn
+            text = tokenizer.render_chat([{"role": "user", "content": f"{system}\n\n{_USER}"}])
+    before, _, rest = text.partition(_EXCERPTS)
+    between, _, after = rest.partition(_QUESTION)
+    return [before, between, after]
+
+
+def prefix_of(tokenizer: Tokenizer, system: str = SYSTEM) -> TokenArray:
+    """The tokens that come before the excerpts, the same for every question."""
+    add_special = tokenizer.chat_template is None
+    return tokenizer.encode(_turn(tokenizer, system)[0], add_special=add_special)
+
+
+def question_of(tokenizer: Tokenizer, question: str, system: str = SYSTEM) -> TokenArray:
+    """The tokens that come after the excerpts. The question cannot forge the end of its turn."""
+    _, between, after = _turn(tokenizer, system)
+    return np.concatenate(
+        [
+            tokenizer.encode(between),
+            tokenizer.encode(question, parse_special=False),
+            tokenizer.encode(after),
+        ]
+    )
+
+
+# ---- completion of code ----
+
+
+@dataclass(frozen=True)
+class FillIn:
+    """Tokens with which a model was trained to fill a gap, by their texts in the vocabulary."""
+
+    prefix: str
+    suffix: str
+    middle: str
+
+
+_FILL_INS = (
+    FillIn("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen2.5-Coder
+    FillIn("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, Granite
+    FillIn("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder
+    FillIn("▁<PRE>", "▁<SUF>", "▁<MID>"),  # Code Llama
+    FillIn("<PRE>", "<SUF>", "<MID>"),
+    FillIn("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # noqa: RUF001  DeepSeek-Coder
+)
+
+
+def fill_in_of(tokenizer: Tokenizer) -> FillIn | None:
+    """The fill-in-the-middle tokens of a vocabulary, if it has them."""
+    for fill_in in _FILL_INS:
+        names = (fill_in.prefix, fill_in.suffix, fill_in.middle)
+        if all(tokenizer.token_id(name) is not None for name in names):
+            return fill_in
+    return None
+
+
+def completion_of(
+    tokenizer: Tokenizer, path: str, before: str, after: str
+) -> tuple[TokenArray, TokenArray]:
+    """The tokens before and after the similar code that a completion is given.
+
+    With fill-in-the-middle tokens the model sees what follows the gap; without them it
+    continues the text before it, as at the end of a file.
+
+    Args:
+        path: of the file, named to the model as the paths of the similar code are.
+    """
+    first = np.array([tokenizer.bos_id] if tokenizer.add_bos else [], np.uint32)
+    fill_in = fill_in_of(tokenizer)
+
+    def text(value: str) -> TokenArray:
+        return tokenizer.encode(value, parse_special=False)
+
+    if fill_in is None:
+        return first, text(f"{path}\n{before}")
+    # The similar code is inside the prefix, which is where training puts other files.
+    prefix, suffix, middle = (
+        np.array([tokenizer.token_id(name)], np.uint32)
+        for name in (fill_in.prefix, fill_in.suffix, fill_in.middle)
+    )
+    return (
+        np.concatenate([first, prefix]),
+        np.concatenate([text(f"{path}\n{before}"), suffix, text(after), middle]),
+    )
