@@ -102,14 +102,17 @@ def test_a_link_to_the_folder_itself_is_followed(tmp_path: Path) -> None:
 
 def test_a_tree_deeper_than_pythons_stack_is_no_problem(tmp_path: Path) -> None:
     here = os.open(tmp_path, os.O_RDONLY)  # by steps: the whole path may be too long for one call
-    for _ in range(1200):
-        os.mkdir("d", dir_fd=here)
-        below = os.open("d", os.O_RDONLY, dir_fd=here)
+    try:
+        for _ in range(1200):
+            os.mkdir("d", dir_fd=here)
+            below = os.open("d", os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = below
+        write(tmp_path, {"a.txt": ""})
+        assert names(tmp_path) == ["a.txt"]
+    finally:
         os.close(here)
-        here = below
-    os.close(here)
-    write(tmp_path, {"a.txt": ""})
-    assert names(tmp_path) == ["a.txt"]
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # shutil.rmtree would recurse
 
 
 def test_a_name_that_is_not_utf8_is_left_out(tmp_path: Path) -> None:
