@@ -397,9 +397,10 @@ bool llm_step(struct engine *engine, struct pool *pool)
     if (e->n_batch > 0) e->logits = decoder_forward(e->decoder, pool, e->batch, e->n_batch);
     if (e->n_rows > 1) pool_run(pool, pick_some, e);
     else if (e->n_rows == 1) pick_row(e, 0);
-    atomic_fetch_add(&e->steps, 1); /* before a client can see what the step gave */
-    deliver(e);
+    /* Counted before a client can see what the step gave. */
+    atomic_fetch_add(&e->steps, 1);
     engine_count_step(&e->base, platform_now_us() - began);
+    deliver(e);
     return true;
 }
 
