@@ -8,8 +8,6 @@
 #include "job.h"
 #include "platform.h"
 
-#include <stdatomic.h>
-
 static const char *state_name(int state)
 {
     switch (state) {
@@ -32,7 +30,7 @@ int cmd_requests(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
         reply_field_integer(ctx, "id", (long long)j->id);
         reply_field_text(ctx, "command", j->command);
         reply_field_text(ctx, "model", j->model->name);
-        reply_field_text(ctx, "state", state_name(r->state));
+        reply_field_text(ctx, "state", state_name(job_state(j)));
         reply_field_integer(ctx, "client", (long long)j->client_id);
         reply_field_integer(ctx, "async", j->async);
         reply_field_integer(ctx, "prompt_tokens", job_prompt_tokens(j));

@@ -102,10 +102,12 @@ static RedisModuleCommandArg generate_stream_args[] = {STREAM_ARGS(2), {0}};
 static RedisModuleCommandArg generate_args[] = {PROMPT_ARGS, GENERATION_ARGS(1, generate_stream_args), {0}};
 
 static RedisModuleCommandArg values_args[] = {ARG("n", INTEGER), ARG("value", DOUBLE, .flags = MULTIPLE), {0}};
+static RedisModuleCommandArg embed_query_args[] = {ARG("embedding-model", STRING), ARG("query-blob", STRING), {0}};
 static RedisModuleCommandArg query_args[] = {
     ARG("element", STRING, .token = "ELE"),
     ARG("vector", STRING, .token = "FP32"),
     ARG("values", BLOCK, .token = "VALUES", .subargs = values_args),
+    ARG("embed", BLOCK, .token = "EMBED", .subargs = embed_query_args),
     {0},
 };
 static RedisModuleCommandArg rag_stream_args[] = {STREAM_ARGS(5), {0}};

@@ -5,6 +5,7 @@
 #include "config.h"
 #include "platform.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 
 static struct job *first, *last;
@@ -78,14 +79,28 @@ int job_prompt_tokens(const struct job *j)
     return j->request ? j->request->n_prompt : j->embed->n_tokens;
 }
 
+int job_state(const struct job *j)
+{
+    if (!j->before) return atomic_load(&job_request(j)->state);
+    int state = atomic_load(&j->before->state);
+    return state == REQUEST_DONE ? REQUEST_QUEUED : state;
+}
+
 void job_free(struct job *j)
 {
+    if (j->event_loop) RedisModule_FreeThreadSafeContext(j->event_loop);
     llm_request_free(j->request);
     embed_request_free(j->embed);
     registry_release(j->model);
     output_free(&j->output);
     if (j->free_own) j->free_own(j->own);
     RedisModule_Free(j);
+}
+
+static void cancel(struct job *j)
+{
+    engine_cancel(job_request(j));
+    if (j->before) engine_cancel(j->before);
 }
 
 /* ---- callbacks ---- */
@@ -136,7 +151,7 @@ static void on_disconnect(RedisModuleCtx *ctx, RedisModuleBlockedClient *blocked
 {
     (void)ctx;
     struct job *j = find_blocked(blocked);
-    if (j) engine_cancel(job_request(j));
+    if (j) cancel(j);
 }
 
 /* Redis' own timeout is not used (core keeps TIMEOUT): this is CLIENT UNBLOCK. */
@@ -144,37 +159,100 @@ static int on_unblock_command(RedisModuleCtx *ctx, RedisModuleString **argv, int
 {
     (void)argv, (void)argc;
     struct job *j = find_blocked(RedisModule_GetBlockedClientHandle(ctx));
-    if (j) engine_cancel(job_request(j));
+    if (j) cancel(j);
     return RedisModule_ReplyWithError(ctx, "CANCELLED by CLIENT UNBLOCK");
 }
 
 /* ---- starting ---- */
 
-void job_start(RedisModuleCtx *ctx, struct job *j, uint64_t began_us)
+static void begin(RedisModuleCtx *ctx, struct job *j, uint64_t began_us)
 {
     struct request *r = job_request(j);
     r->user = j;
     r->done = on_done;
+    j->started_us = began_us;
     j->client_id = RedisModule_GetClientId(ctx);
     if (!j->async) {
         j->blocked = RedisModule_BlockClient(ctx, on_reply, on_unblock_command, on_free, 0);
         RedisModule_SetDisconnectCallback(j->blocked, on_disconnect);
     }
     link_job(j);
+}
 
-    j->started_us = began_us;
-    r->timing.admit_us = platform_now_us() - began_us;
+/* Hands the job's first request to core. */
+static void admit(RedisModuleCtx *ctx, struct job *j, struct request *r)
+{
     struct infer_error refused;
-    if (engine_admit(j->model->engine, r, &refused) < 0) {
+    if (engine_admit(r->engine, r, &refused) < 0) {
         /* The request never was core's: nothing is to be written, and a blocked client is answered
          * the way that a failed one is answered. */
-        r->error = refused;
+        job_request(j)->error = refused;
         if (j->async) reply_error_core(ctx, &refused);
         job_end(j);
         return;
     }
     j->id = r->id; /* it may be done already, but nobody frees it without the lock */
     if (j->async) RedisModule_ReplyWithLongLong(ctx, (long long)j->id);
+}
+
+void job_start(RedisModuleCtx *ctx, struct job *j, uint64_t began_us)
+{
+    begin(ctx, j, began_us);
+    job_request(j)->timing.admit_us = platform_now_us() - began_us;
+    admit(ctx, j, job_request(j));
+}
+
+/* ---- when another request comes first ---- */
+
+static void on_timer(RedisModuleCtx *ctx, void *data)
+{
+    struct job *j = data;
+    j->before = NULL;
+    j->go_on(ctx, j);
+}
+
+/* The event loop also turns inside a script that takes long, and while a dataset is loaded, where
+ * nobody may look at the keys. Timers wait until that is over. */
+static void in_event_loop(void *data)
+{
+    struct job *j = data;
+    RedisModule_CreateTimer(j->event_loop, 0, on_timer, j);
+    RedisModule_FreeThreadSafeContext(j->event_loop);
+    j->event_loop = NULL;
+}
+
+static void on_before_done(struct request *r) /* conductor */
+{
+    RedisModule_EventLoopAddOneShot(in_event_loop, r->user);
+}
+
+void job_start_after(RedisModuleCtx *ctx, struct job *j, uint64_t began_us, struct request *before,
+                     void (*next)(RedisModuleCtx *ctx, struct job *j))
+{
+    begin(ctx, j, began_us);
+    j->event_loop = RedisModule_GetDetachedThreadSafeContext(ctx);
+    RedisModule_SelectDb(j->event_loop, RedisModule_GetSelectedDb(ctx));
+    j->go_on = next;
+    j->before = before;
+    before->user = j;
+    before->done = on_before_done;
+    admit(ctx, j, before);
+}
+
+void job_continue(struct job *j, uint64_t began_us)
+{
+    struct request *r = job_request(j);
+    r->timing.admit_us = platform_now_us() - began_us;
+    struct infer_error refused;
+    if (engine_admit(r->engine, r, &refused) == 0) return;
+    r->error = refused;
+    on_done(r);
+}
+
+void job_finish(struct job *j, const struct reply_error *err)
+{
+    if (err) output_fail(j, err);
+    on_done(job_request(j));
 }
 
 /* ---- looking at them ---- */
@@ -214,7 +292,7 @@ bool job_cancel(uint64_t id)
 {
     struct job *j = first;
     while (j && j->id != id) j = j->next;
-    if (!j || job_request(j)->state == REQUEST_DONE) return false;
-    engine_cancel(job_request(j));
+    if (!j || job_state(j) == REQUEST_DONE) return false;
+    cancel(j);
     return true;
 }

@@ -12,6 +12,14 @@
  * happens: if the client goes away before, the request is cancelled and `done`
  * follows; Redis then skips `reply` and still calls `free`.
  *
+ * A job may have another request come first (job_start_after: the vector of a query). Then the way is
+ *
+ *   done (conductor)        leaves a call for the event loop
+ *   next (main thread)      gathers what the request needs, and ends in job_continue or job_finish
+ *
+ * with the client blocked over both. Whatever cancels the job meanwhile cancels both requests: the one under
+ * way ends early, and the other, if it is admitted at all, before its first step.
+ *
  * A job with ASYNC has no blocked client: its client has the id for an answer and may be gone. The
  * writer frees it, with Redis' lock. So with that lock the list of jobs is stable. */
 #ifndef REDIS_INFER_JOB_H
@@ -39,6 +47,9 @@ struct job {
 
     /* job.c's own */
     RedisModuleBlockedClient *blocked;
+    struct request *before; /* comes first; NULL: there is none, or `next` was called */
+    void (*go_on)(RedisModuleCtx *ctx, struct job *j);
+    RedisModuleCtx *event_loop; /* leads back to it and the client's database, while `before` is under way */
     struct job *next, *prev;
 };
 
@@ -55,6 +66,7 @@ struct job *job_create_embed(const struct arg_string *model, struct reply_error 
 /* What both kinds of request begin with, and the tokens that came in. */
 struct request *job_request(const struct job *j);
 int job_prompt_tokens(const struct job *j);
+int job_state(const struct job *j); /* enum request_state, of the request whose turn it is */
 
 /* Before job_start only. */
 void job_free(struct job *j);
@@ -62,6 +74,15 @@ void job_free(struct job *j);
 /* Blocks the client (async: answers it with the request's id) and queues the request. began_us: when
  * the command started. From here on the client gets its answer by itself, even if core refuses the request. */
 void job_start(RedisModuleCtx *ctx, struct job *j, uint64_t began_us);
+
+/* The same, but first `before` is admitted to its engine, and only when it is done is `next` called, on the main thread
+ * and with a context in which the user has to be set. Before is the caller's: it lives as long as the job. */
+void job_start_after(RedisModuleCtx *ctx, struct job *j, uint64_t began_us, struct request *before,
+                     void (*next)(RedisModuleCtx *ctx, struct job *j));
+/* From `next`: queues the request, whose admission began at began_us. The job may be gone then. */
+void job_continue(struct job *j, uint64_t began_us);
+/* Instead: the request is done without having run. err NULL: job_request(j) says how it ended. The job may be gone then. */
+void job_finish(struct job *j, const struct reply_error *err);
 
 /* The output is written, as far as it will be: the client gets its reply, or the job is freed. With Redis' lock
  * if it is async, any thread otherwise. */

@@ -32,12 +32,18 @@ static struct stream_field field_number(const char *name, char *digits, size_t s
     return (struct stream_field){name, digits, (size_t)snprintf(digits, size, "%lld", value)};
 }
 
-static void fail(struct job *j, const struct reply_error *err)
+void output_fail(struct job *j, const struct reply_error *err)
 {
     if (j->output.failed) return;
     j->output.failed = true;
     j->output.error = *err;
-    atomic_fetch_add(&n_failures, 1);
+}
+
+/* A write failed. */
+static void fail(struct job *j, const struct reply_error *err)
+{
+    if (!j->output.failed) atomic_fetch_add(&n_failures, 1);
+    output_fail(j, err);
 }
 
 /* ---- tokens ---- */

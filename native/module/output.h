@@ -39,6 +39,10 @@ int output_prepare(RedisModuleCtx *ctx, struct job *j, struct reply_error *err);
 /* The request is done: the writer finishes the output and then calls job_end. Conductor. */
 void output_end(struct job *j);
 
+/* From now on nothing is written but the stream's last entry, and the job ends with this error; the first one counts. With
+ * Redis' lock. */
+void output_fail(struct job *j, const struct reply_error *err);
+
 /* Frees the keys' names. */
 void output_free(struct output *o);
 

@@ -183,6 +183,8 @@ typedef void (*RedisModuleFreePrivdataFunc)(RedisModuleCtx *ctx, void *privdata)
 typedef void (*RedisModuleDisconnectFunc)(RedisModuleCtx *ctx, RedisModuleBlockedClient *bc);
 typedef void (*RedisModuleEventCallback)(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data);
 typedef void (*RedisModuleEventLoopOneShotFunc)(void *user_data);
+typedef uint64_t RedisModuleTimerID;
+typedef void (*RedisModuleTimerProc)(RedisModuleCtx *ctx, void *data);
 typedef void (*RedisModuleInfoFunc)(RedisModuleInfoCtx *ctx, int for_crash_report);
 typedef RedisModuleString *(*RedisModuleConfigGetStringFunc)(const char *name, void *privdata);
 typedef int (*RedisModuleConfigSetStringFunc)(const char *name, RedisModuleString *value, void *privdata,
@@ -269,6 +271,7 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *ctx, void *privdata, R
     X(void, ThreadSafeContextLock, (RedisModuleCtx *))                                                            \
     X(void, ThreadSafeContextUnlock, (RedisModuleCtx *))                                                          \
     X(int, EventLoopAddOneShot, (RedisModuleEventLoopOneShotFunc, void *user_data))                               \
+    X(RedisModuleTimerID, CreateTimer, (RedisModuleCtx *, long long period_ms, RedisModuleTimerProc, void *data)) \
     X(int, GetSelectedDb, (RedisModuleCtx *))                                                                     \
     X(int, SelectDb, (RedisModuleCtx *, int db))                                                                  \
     /* configuration, INFO, events */                                                                             \

@@ -103,5 +103,5 @@ void reply_field_text(RedisModuleCtx *ctx, const char *field, const char *value)
 void reply_field_bytes(RedisModuleCtx *ctx, const char *field, const void *bytes, size_t len)
 {
     RedisModule_ReplyWithCString(ctx, field);
-    RedisModule_ReplyWithStringBuffer(ctx, bytes, len);
+    RedisModule_ReplyWithStringBuffer(ctx, bytes ? bytes : "", len);
 }

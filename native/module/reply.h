@@ -35,7 +35,7 @@ struct quoted {
 struct quoted quote(const char *bytes, size_t len);
 struct quoted quote_string(const RedisModuleString *s);
 
-/* One field of a map reply. */
+/* One field of a map reply. No bytes may be NULL. */
 void reply_field_integer(RedisModuleCtx *ctx, const char *field, long long value);
 void reply_field_text(RedisModuleCtx *ctx, const char *field, const char *value);
 void reply_field_bytes(RedisModuleCtx *ctx, const char *field, const void *bytes, size_t len);

@@ -178,7 +178,7 @@ int retrieve_allowed(RedisModuleCtx *ctx, const struct retrieve_query *q, struct
 {
     /* D: every check that comes before the command, and not the command. */
     RedisModuleCallReply *reply = call_vsim(ctx, q, true, "DECv");
-    if (!reply) return errno == ENOENT ? fail_no_reply(err) : 0;
+    if (!reply) return errno == ENOENT ? fail_no_reply(err) : check_vset(ctx, q, err);
     int result = is_error(reply) ? fail_search(err, q, reply) : 0;
     RedisModule_FreeCallReply(reply);
     return result;
@@ -204,8 +204,8 @@ static int open_key(struct gathering *g, RedisModuleString *name, const struct q
                     struct reply_error *err)
 {
     enum { MODE = REDISMODULE_READ | REDISMODULE_OPEN_KEY_NOEXPIRE | REDISMODULE_OPEN_KEY_NONOTIFY };
-    if (!g->user || RedisModule_ACLCheckKeyPermissions(g->user, name, REDISMODULE_CMD_KEY_ACCESS) != REDISMODULE_OK) {
-        if (g->user) RedisModule_ACLAddLogEntry(g->ctx, g->user, name, REDISMODULE_ACL_LOG_KEY);
+    if (RedisModule_ACLCheckKeyPermissions(g->user, name, REDISMODULE_CMD_KEY_ACCESS) != REDISMODULE_OK) {
+        RedisModule_ACLAddLogEntry(g->ctx, g->user, name, REDISMODULE_ACL_LOG_KEY);
         return reply_fail(err, "NOPERM", "the user may not read key '%s'%s%s%s", quote_string(name).text,
                           of ? " of element '" : "", of ? of->text : "", of ? "'" : "");
     }

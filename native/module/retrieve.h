@@ -43,12 +43,12 @@ struct retrieved { /* begins zeroed; retrieve_free ends it */
     uint64_t search_us, gather_us;
 };
 
-/* Runs the query as `user` (NULL: may do nothing) and appends the whole prompt to r, which has none yet. -1 and *err,
+/* Runs the query as `user`, who is ctx's user too, and appends the whole prompt to r, which has none yet. -1 and *err,
  * after which the prompt is of no use. */
 int retrieve(RedisModuleCtx *ctx, const struct retrieve_query *q, RedisModuleUser *user, struct llm_request *r,
              struct retrieved *found, struct reply_error *err);
 
-/* Whether `user` can run VSIM on the query's key here, without running it: the vector may be missing yet. */
+/* Whether ctx's user can search the query's vector set, without doing it: the vector may be missing yet. -1 and *err. */
 int retrieve_allowed(RedisModuleCtx *ctx, const struct retrieve_query *q, struct reply_error *err);
 
 void retrieve_free(struct retrieved *found);

@@ -112,12 +112,12 @@ class Background:
         return str(self.error)
 
 
-def long_generation(server: Server, *options: Any) -> Background:
+def long_generation(server: Server, *options: Any, model: str = MODEL) -> Background:
     """A generation that would run for a long time, and is running."""
     job = Background(
         server,
         "INFER.GENERATE",
-        MODEL,
+        model,
         0,
         "TOKENS",
         pack(PROMPT),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -23,6 +24,7 @@ from module_support import (
     assert_idle,
     error_of,
     generate,
+    long_generation,
     own_server,
     pack,
     requests,
@@ -547,6 +549,274 @@ def test_a_corpus_that_changes_meanwhile_changes_nothing_under_way(
     made = job.result()
     assert made["tokens"] == calm["tokens"]
     assert used(made) == used(calm)
+
+
+# ---- EMBED: the query's vector is computed in the same command ----
+
+EMBEDDER = "embedder"
+QUESTION = [504, 2365, 282, 260]
+# Long enough to be looked at while it is computed.
+ENDLESS = pack(PROMPT * 700)
+
+
+@pytest.fixture
+def embedder(corpus: redis.Redis, model_path: Path) -> Iterator[redis.Redis]:
+    """The corpus of another vector set, {c}:emb, with vectors of a second model."""
+    corpus.execute_command("INFER.MODEL LOAD", EMBEDDER, str(model_path))
+    for i in range(4):
+        (v,) = as_map(corpus.execute_command("INFER.EMBED", EMBEDDER, 1, key(i)))["vectors"]
+        corpus.execute_command(
+            "VADD", "{c}:emb", "FP32", v, f"e{i}", "SETATTR", json.dumps({"tokens": key(i)})
+        )
+    yield corpus
+    with contextlib.suppress(redis.ResponseError):  # a test may have unloaded it
+        corpus.execute_command("INFER.MODEL UNLOAD", EMBEDDER)
+
+
+def embed_rag(query: bytes, *options: Any) -> tuple[Any, ...]:
+    return ("INFER.RAG", MODEL, "{c}:emb", "EMBED", EMBEDDER, query, *options)
+
+
+def test_embed_finds_what_the_models_vector_finds(embedder: redis.Redis) -> None:
+    (v,) = as_map(embedder.execute_command("INFER.EMBED", EMBEDDER, 0, "TOKENS", pack(QUESTION)))[
+        "vectors"
+    ]
+    around = ("BEFORE", "{c}:before", "BETWEEN", "{c}:between", "AFTER", "{c}:after")
+    options = (*around, "FILTER", '.tokens != "x"', "TOKENS", pack([41]), *BRIEF, "LOGPROBS", 3)
+    plain = as_map(
+        embedder.execute_command("INFER.RAG", MODEL, "{c}:emb", "FP32", v, "TOPN", 3, *options)
+    )
+    made = as_map(embedder.execute_command(*embed_rag(pack(QUESTION), "TOPN", 3, *options)))
+    assert list(made) == [
+        *(name for name in plain if not name.endswith(("search_us", "gather_us"))),
+        *("embed_us", "search_us", "gather_us"),
+    ]
+    for field in ("sources", "prompt_tokens", "tokens", "logprobs"):
+        assert made[field] == plain[field]
+    assert made["embed_us"] > 0
+    assert made["admit_us"] >= made["search_us"] + made["gather_us"]
+    assert_idle(embedder)
+
+
+def test_embed_searches_the_clients_database(embedder: redis.Redis, server: Server) -> None:
+    with server.client(db=5, socket_timeout=None) as other:
+        other.flushdb()
+        assert error_of(other, *embed_rag(pack(QUESTION))).startswith("NOKEY vector set")
+        for name in ("{c}:emb", *(key(i) for i in range(4))):
+            assert embedder.move(name, 5)
+        made = as_map(other.execute_command(*embed_rag(pack(QUESTION), *BRIEF)))
+        assert len(made["sources"]) == 4
+        other.flushdb()
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        (b"", "the query holds no tokens"),
+        (b"12345", "the query holds 5 bytes"),
+        (pack([49152]), "the query holds token 49152"),
+    ],
+)
+def test_a_faulty_query_text_is_refused(embedder: redis.Redis, query: bytes, says: str) -> None:
+    assert says in error_of(embedder, *embed_rag(query))
+    assert_idle(embedder)
+
+
+def test_an_embed_command_that_cannot_succeed_computes_nothing(
+    embedder: redis.Redis, server: Server
+) -> None:
+    def tokens() -> int:
+        return embedder.info("infer")["infer_prompt_tokens"]
+
+    before = tokens()
+    start = ("INFER.RAG", MODEL)
+    end = ("EMBED", EMBEDDER, pack(QUESTION))
+    assert error_of(embedder, *start, "{c}:none", *end).startswith("NOKEY vector set '{c}:none'")
+    assert error_of(embedder, *start, "{c}:emb", "EMBED", "nobody", b"1234").startswith("NOMODEL ")
+    assert "EMBED 'x' lacks the query's tokens" in error_of(
+        embedder, *start, "{c}:emb", "EMBED", "x"
+    )
+    embedder.execute_command(
+        "ACL", "SETUSER", "unsearching", "reset", "on", ">secret", "+infer.rag", "~*"
+    )
+    with (
+        server.client(username="unsearching", password="secret") as client,
+        pytest.raises(redis.exceptions.NoPermissionError, match="VSIM"),
+    ):
+        client.execute_command(*start, "{c}:emb", *end)
+    embedder.execute_command("ACL", "DELUSER", "unsearching")
+    assert tokens() == before
+    assert_idle(embedder)
+
+
+def test_a_vector_of_another_size_is_told(embedder: redis.Redis) -> None:
+    line = error_of(embedder, "INFER.RAG", MODEL, VSET, "EMBED", EMBEDDER, pack(QUESTION))
+    assert "dimension mismatch" in line
+    assert_idle(embedder)
+
+
+def test_rights_are_those_at_the_search(embedder: redis.Redis, server: Server) -> None:
+    """They may have changed while the vector was computed."""
+    embedder.execute_command(
+        "ACL", "SETUSER", "changing", "reset", "on", ">secret", "+infer.rag", "+vsim", "+client",
+        "+ping", "~*",
+    )  # fmt: skip
+    embedder.config_set("infer.max-batch", 1)
+    try:
+        running = long_generation(server, model=EMBEDDER)
+        job = Background(server, *embed_rag(pack(QUESTION)), username="changing", password="secret")
+        wait_until(lambda: len(requests(embedder)) == 2, "the query waits to be embedded")
+        embedder.execute_command("ACL", "SETUSER", "changing", "resetkeys", "~{c}:emb")
+        embedder.execute_command("CLIENT KILL", "ID", running.client_id)
+        assert "may not read key '{c}:tok:" in job.failure()
+    finally:
+        embedder.config_set("infer.max-batch", 16)
+        embedder.execute_command("ACL", "DELUSER", "changing")
+    assert_idle(embedder)
+
+
+def embedding(server: Server, client: redis.Redis, *options: Any) -> tuple[Background, int]:
+    """A command whose query is being embedded, and its id."""
+    job = Background(server, *embed_rag(ENDLESS, *options))
+    (entry,) = wait_until(
+        lambda: [r for r in requests(client) if r["state"] == b"running"], "the query is embedded"
+    )
+    assert (entry["command"], entry["client"]) == (b"INFER.RAG", job.client_id)
+    assert entry["prompt_tokens"] == 0
+    return job, entry["id"]
+
+
+def test_cancel_ends_the_embedding(embedder: redis.Redis, server: Server) -> None:
+    job, number = embedding(server, embedder, "STORE", "{c}:out")
+    assert embedder.execute_command("INFER.CANCEL", number) == 1
+    made = job.result()
+    assert (made["finish_reason"], made["tokens"], made["text"]) == (b"cancelled", b"", b"")
+    assert (made["prompt_tokens"], made["output_tokens"], made["sources"]) == (0, 0, [])
+    assert embedder.get("{c}:out") is None
+    assert_idle(embedder)
+
+
+def test_the_timeout_counts_the_embedding_too(embedder: redis.Redis) -> None:
+    made = as_map(embedder.execute_command(*embed_rag(ENDLESS, "TIMEOUT", 100)))
+    assert (made["finish_reason"], made["output_tokens"]) == (b"timeout", 0)
+    assert made["total_us"] >= 100_000
+    assert_idle(embedder)
+
+
+@pytest.mark.parametrize("how", ["kill", "hang up", "unblock"])
+def test_a_client_that_goes_away_ends_the_embedding(
+    embedder: redis.Redis, server: Server, how: str
+) -> None:
+    job, _ = embedding(server, embedder, "STORE", "{c}:out")
+    if how == "kill":
+        embedder.execute_command("CLIENT KILL", "ID", job.client_id)
+    elif how == "hang up":
+        job.client.connection_pool.disconnect(inuse_connections=True)
+    else:
+        assert embedder.execute_command("CLIENT UNBLOCK", job.client_id)
+    job.failure()
+    assert_idle(embedder)
+    assert embedder.get("{c}:out") is None
+
+
+@pytest.mark.parametrize("name", [EMBEDDER, "generator"])
+def test_unloading_either_model_ends_the_command(
+    embedder: redis.Redis, server: Server, model_path: Path, name: str
+) -> None:
+    embedder.execute_command("INFER.MODEL LOAD", "generator", str(model_path))
+    try:
+        command = ("INFER.RAG", "generator", "{c}:emb", "EMBED", EMBEDDER, ENDLESS)
+        job = Background(server, *command, "TIMEOUT", 20000)
+        wait_until(lambda: [r for r in requests(embedder) if r["state"] == b"running"], "it embeds")
+        unload = Background(server, "INFER.MODEL UNLOAD", name)
+        if name == "generator":  # the embedding ends by itself, or the wait is cut short here
+            (entry,) = requests(embedder)
+            embedder.execute_command("INFER.CANCEL", entry["id"])
+            assert job.result()["finish_reason"] == b"cancelled"
+        else:
+            assert job.failure().startswith("NOMODEL ")
+        assert unload.join().reply == b"OK"
+    finally:
+        with contextlib.suppress(redis.ResponseError):
+            embedder.execute_command("INFER.MODEL UNLOAD", "generator")
+    assert_idle(embedder)
+
+
+def test_a_generator_that_was_unloaded_meanwhile_is_told(
+    embedder: redis.Redis, server: Server, model_path: Path
+) -> None:
+    embedder.execute_command("INFER.MODEL LOAD", "generator", str(model_path))
+    query = pack(PROMPT * 20)
+    job = Background(server, "INFER.RAG", "generator", "{c}:emb", "EMBED", EMBEDDER, query)
+    wait_until(lambda: requests(embedder), "it has begun")
+    embedder.execute_command("INFER.MODEL UNLOAD", "generator")
+    assert job.failure().startswith("NOMODEL ")
+    assert_idle(embedder)
+
+
+def test_the_corpus_is_read_when_the_vector_is_there(embedder: redis.Redis, server: Server) -> None:
+    embedder.config_set("infer.max-batch", 1)
+    try:
+        running = long_generation(server, model=EMBEDDER)
+        job = Background(server, *embed_rag(pack(QUESTION)))
+        wait_until(lambda: len(requests(embedder)) == 2, "the query waits to be embedded")
+        embedder.delete("{c}:emb")
+        embedder.execute_command("CLIENT KILL", "ID", running.client_id)
+        assert job.failure() == "NOKEY vector set '{c}:emb' does not exist"
+    finally:
+        embedder.config_set("infer.max-batch", 16)
+    assert_idle(embedder)
+
+
+def test_embed_with_async_streams_and_tells_errors_there(embedder: redis.Redis) -> None:
+    def last_entry() -> dict[bytes, bytes]:
+        return wait_until(
+            lambda: next((e for _, e in embedder.xrange("{c}:out") if b"finish_reason" in e), None),
+            "the last entry is there",
+        )
+
+    command = embed_rag(pack(QUESTION), "TOPN", 2, *BRIEF)
+    made = as_map(embedder.execute_command(*command))
+    number = embedder.execute_command(*command, "STREAM", "{c}:out", "ASYNC")
+    assert number > 0
+    last = last_entry()
+    assert last[b"prompt_tokens"] == str(made["prompt_tokens"]).encode()
+    tokens = [int(e[b"token"]) for _, e in embedder.xrange("{c}:out") if b"token" in e]
+    assert pack(tokens) == made["tokens"]
+
+    embedder.delete("{c}:out", key(0), key(1), key(2), key(3))
+    embedder.execute_command(*command, "STREAM", "{c}:out", "ASYNC")
+    last = last_entry()
+    assert last[b"finish_reason"] == b"error"
+    assert last[b"error"].startswith(b"NOKEY key '{c}:tok:")
+    assert_idle(embedder)
+
+
+def test_a_script_that_takes_long_is_not_looked_into(model_path: Path) -> None:
+    """The event loop turns inside it; what it has half done must not be searched."""
+    config = {"busy-reply-threshold": 1}
+    with (
+        own_server(model_path, config=config) as server,
+        server.client(socket_timeout=None) as client,
+    ):
+        if not has_vector_sets(client):
+            pytest.skip("no Vector Sets here: before Redis 8")
+        question = ("INFER.EMBED", MODEL, 0, "TOKENS", pack(QUESTION))
+        (v,) = as_map(client.execute_command(*question))["vectors"]
+        client.set(key(0), pack(chunk(0)))
+        attributes = json.dumps({"tokens": key(0)})
+        client.execute_command("VADD", VSET, "FP32", v, "e0", "SETATTR", attributes)
+        command = ("INFER.RAG", MODEL, VSET, "EMBED", MODEL, pack(PROMPT * 10), *BRIEF)
+        job = Background(server, *command)
+        wait_until(lambda: requests(client), "it embeds")
+        script = """
+            redis.call('SET', KEYS[1], 'bad')
+            local t = redis.call('TIME')
+            local till = t[1] * 1000000 + t[2] + 1500000
+            repeat t = redis.call('TIME') until t[1] * 1000000 + t[2] > till
+            redis.call('SET', KEYS[1], ARGV[1])"""
+        client.eval(script, 1, key(0), pack(chunk(1)))
+        assert used(job.result()) == [("e0", 6)]
 
 
 # ---- where it can and cannot run ----
