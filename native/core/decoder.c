@@ -32,16 +32,12 @@
 #include <string.h>
 
 #include "platform.h"
+#include "product.h"
 
 enum {
     SPAN_PAGES = 2, /* pages of keys that are summed as one; part of what defines the result's bits */
     SPAN_KEYS = SPAN_PAGES * KV_PAGE,
 
-    TOKEN_BLOCK = 64,         /* most tokens of one chunk of a product */
-    CHUNK_ROWS = 32,          /* least rows of one chunk: a multiple of ROW_TILE and of ACT_BLOCK */
-    CHUNK_ROWS_MAX = 512,
-    CHUNKS = 128,             /* about as many chunks of rows, where a matrix is tall enough */
-    MANY_TOKENS = 16,         /* from here on a chunk has twice the rows, which pays for looking at its tokens */
     QUERY_ROWS = 64,          /* most rows of (token, head of a group) that attend together */
     LOCAL_FLOATS = 8192,      /* a thread's own tiles, on its stack */
     PARTIAL_FLOATS = 2 << 20, /* 8 MB for the partial sums of spans */
@@ -115,46 +111,7 @@ struct local {
 };
 _Static_assert(LOCAL_FLOATS >= 2 * TOKEN_BLOCK * ROW_TILE, "a block of tokens and its errors times a tile of rows");
 
-static bool is_quantized(const struct weight *w)
-{
-    return w->type != TYPE_F32 && w->type != TYPE_F16 && w->type != TYPE_BF16;
-}
-
 /* ---- products ---- */
-
-/* Rows t0 .. t1-1 of a. */
-static struct act act_rows(const struct act *a, int t0, int t1)
-{
-    struct act v = *a;
-    size_t t = (size_t)t0, n = (size_t)a->n;
-    v.n_rows = t1 - t0;
-    v.x = a->x ? a->x + t * a->ld_x : NULL;
-    v.q += t * n;
-    v.scale += t * n / ACT_BLOCK;
-    v.sum += t * n / ACT_SUM_BLOCK;
-    v.fsum += t * n / ACT_SUM_BLOCK;
-    return v;
-}
-
-/* Quantizes columns c0 .. c0+n-1 of one row of a, which are x; c0 and n are multiples of ACT_BLOCK. */
-static void quantize_part(const struct kernels *k, const struct act *a, int row, int c0, const float *x, int n)
-{
-    size_t at = (size_t)row * (size_t)a->n + (size_t)c0;
-    struct act part = {.n_rows = 1, .n = n, .x = x, .ld_x = (size_t)n, .q = a->q + at,
-                       .scale = a->scale + at / ACT_BLOCK, .sum = a->sum + at / ACT_SUM_BLOCK,
-                       .fsum = a->fsum + at / ACT_SUM_BLOCK};
-    k->quantize(&part, 0);
-}
-
-/* y [a->n_rows, row1-row0] in one piece = rows row0 .. row1-1 of w times a. */
-static void multiply_tile(const struct decoder *d, const struct weight *w, int row0, int row1, const struct act *a,
-                          float *y, void *scratch)
-{
-    struct weight part = *w;
-    part.data = (const char *)w->data + (size_t)row0 * w->row_bytes;
-    part.n_out = row1 - row0;
-    d->k->matmul[w->type](&part, 0, part.n_out, a, y, (size_t)part.n_out, scratch);
-}
 
 /* An input with rounding errors holds, for each TOKEN_BLOCK of its n rows, the rows and then as many rows of
  * their errors, so that one product takes both. Returns where row i is, and its errors in *error_row. */
@@ -170,7 +127,7 @@ static void multiply_fine(const struct decoder *d, struct local *mine, const str
                           const struct act *a, int t0, int t1, float *y, size_t ld_y, void *scratch)
 {
     int n = t1 - t0;
-    if (!is_quantized(w)) {
+    if (!weight_is_quantized(w)) {
         struct act rows = act_rows(a, 2 * t0, 2 * t0 + n);
         d->k->matmul[w->type](w, row0, row1, &rows, y, ld_y, scratch);
         return;
@@ -179,34 +136,11 @@ static void multiply_fine(const struct decoder *d, struct local *mine, const str
     int most = LOCAL_FLOATS / (2 * n) / ROW_TILE * ROW_TILE;
     for (int r = row0, rows; r < row1; r += rows) {
         rows = row1 - r < most ? row1 - r : most;
-        multiply_tile(d, w, r, r + rows, &both, mine->acc, scratch);
+        multiply_tile(d->k, w, r, r + rows, &both, mine->acc, scratch);
         const float *coarse = mine->acc, *error = coarse + n * rows;
         for (int i = 0; i < n; i++)
             for (int k = 0; k < rows; k++) y[(size_t)i * ld_y + (size_t)(r + k)] = coarse[i * rows + k] + error[i * rows + k];
     }
-}
-
-static int chunk_rows(int n_out, int n_tokens)
-{
-    int least = n_tokens < MANY_TOKENS ? CHUNK_ROWS : 2 * CHUNK_ROWS;
-    int rows = n_out / CHUNKS / CHUNK_ROWS * CHUNK_ROWS;
-    return rows < least ? least : rows > CHUNK_ROWS_MAX ? CHUNK_ROWS_MAX : rows;
-}
-
-/* The next chunk of a product's rows and tokens for this thread. */
-struct chunk {
-    int row0, row1, t0, t1;
-};
-
-static bool next_chunk(struct pool_thread *t, int n_out, int rows, int n_tokens, struct chunk *c)
-{
-    int blocks = (n_tokens + TOKEN_BLOCK - 1) / TOKEN_BLOCK, begin, end;
-    if (!pool_share(t, (n_out + rows - 1) / rows * blocks, 1, &begin, &end)) return false;
-    c->row0 = begin / blocks * rows;
-    c->row1 = c->row0 + rows < n_out ? c->row0 + rows : n_out;
-    c->t0 = begin % blocks * TOKEN_BLOCK;
-    c->t1 = c->t0 + TOKEN_BLOCK < n_tokens ? c->t0 + TOKEN_BLOCK : n_tokens;
-    return true;
 }
 
 /* ---- the phases, in the order of forward() ---- */
@@ -230,17 +164,6 @@ static void embed(struct pool_thread *t, struct decoder *d)
     }
 }
 
-/* Row `to` of a, whose floats are y, = quantized rounding errors of row `from`. */
-static void quantize_error(const struct decoder *d, struct act *a, float *y, int from, int to)
-{
-    size_t n = (size_t)a->n;
-    const float *x = y + (size_t)from * n, *scale = a->scale + (size_t)from * n / ACT_BLOCK;
-    const int8_t *q = a->q + (size_t)from * n;
-    float *error = y + (size_t)to * n;
-    for (size_t i = 0; i < n; i++) error[i] = x[i] - scale[i / ACT_BLOCK] * (float)q[i];
-    d->k->quantize(a, to);
-}
-
 /* How a product wants its input. */
 struct precision {
     bool quantized; /* some weight that reads it is */
@@ -257,7 +180,7 @@ static void normalize_rows(const struct decoder *d, struct act *a, float *y, con
         if (p.fine) at = fine_row(i, n, &error_at);
         d->k->rmsnorm(y + (size_t)at * n_embd, x, norm, (int)n_embd, d->m->hp.norm_eps);
         if (p.quantized) d->k->quantize(a, at);
-        if (p.quantized && p.fine) quantize_error(d, a, y, at, error_at);
+        if (p.quantized && p.fine) act_quantize_error(d->k, a, y + (size_t)at * n_embd, at, error_at, 0, (int)n_embd);
     }
 }
 
@@ -388,14 +311,14 @@ static void merge_span(const struct decoder *d, const struct query_group *g, int
 static void finish_group(const struct decoder *d, int layer, const struct query_group *g, const float *l, float *acc)
 {
     int v_dim = d->m->hp.v_dim;
-    bool quantize = is_quantized(&d->m->layers[layer].wo) && !d->quantize_heads_later;
+    bool quantize = weight_is_quantized(&d->m->layers[layer].wo) && !d->quantize_heads_later;
     for (int i = 0; i < g->n_rows; i++) {
         int token = g->token + (g->row + i) / d->group, head = g->head * d->group + (g->row + i) % d->group;
         float *out = d->heads_x + (size_t)token * (size_t)d->n_att + head * v_dim;
         const float *row = acc + (size_t)i * (size_t)v_dim;
         float inv = 1 / l[i];
         for (int j = 0; j < v_dim; j++) out[j] = row[j] * inv;
-        if (quantize) quantize_part(d->k, &d->heads, token, head * v_dim, out, v_dim);
+        if (quantize) act_quantize_part(d->k, &d->heads, token, head * v_dim, out, v_dim);
     }
 }
 
@@ -438,7 +361,7 @@ static void attention(struct pool_thread *t, struct decoder *d, struct local *mi
         }
         finish_group(d, layer, g, m + n_rows, m + 2 * n_rows);
     }
-    if (d->quantize_heads_later && is_quantized(&d->m->layers[layer].wo)) {
+    if (d->quantize_heads_later && weight_is_quantized(&d->m->layers[layer].wo)) {
         pool_barrier(t);
         int begin;
         while (pool_share(t, d->n_tokens, 1, &begin, &end)) d->k->quantize(&d->heads, begin);
@@ -455,7 +378,7 @@ static void project_residual(struct pool_thread *t, struct decoder *d, const str
         struct act rows = act_rows(a, c.t0, c.t1);
         int n = c.row1 - c.row0;
         float *y = d->tiles + (size_t)c.t0 * n_embd + (size_t)(c.t1 - c.t0) * (size_t)c.row0;
-        multiply_tile(d, w, c.row0, c.row1, &rows, y, t->scratch);
+        multiply_tile(d->k, w, c.row0, c.row1, &rows, y, t->scratch);
         for (int i = c.t0; i < c.t1; i++, y += n) {
             if (bias) d->k->add(y, bias + c.row0, n);
             d->k->add(d->x + (size_t)i * n_embd + c.row0, y, n);
@@ -467,19 +390,19 @@ static void project_residual(struct pool_thread *t, struct decoder *d, const str
 static void project_hidden(struct pool_thread *t, struct decoder *d, const struct layer *l, const struct act *input)
 {
     size_t n_ff = (size_t)d->m->hp.n_ff;
-    bool quantize = is_quantized(&l->down);
+    bool quantize = weight_is_quantized(&l->down);
     struct chunk c;
     while (next_chunk(t, (int)n_ff, chunk_rows((int)n_ff, d->n_tokens), d->n_tokens, &c)) {
         struct act rows = act_rows(input, c.t0, c.t1);
         int n = c.row1 - c.row0;
         size_t tile = (size_t)rows.n_rows * (size_t)n;
         float *gate = d->tiles + 2 * ((size_t)c.t0 * n_ff + (size_t)rows.n_rows * (size_t)c.row0), *up = gate + tile;
-        multiply_tile(d, &l->gate, c.row0, c.row1, &rows, gate, t->scratch);
-        multiply_tile(d, &l->up, c.row0, c.row1, &rows, up, t->scratch);
+        multiply_tile(d->k, &l->gate, c.row0, c.row1, &rows, gate, t->scratch);
+        multiply_tile(d->k, &l->up, c.row0, c.row1, &rows, up, t->scratch);
         d->k->silu_mul(gate, gate, up, (int)tile);
         for (int i = c.t0; i < c.t1; i++, gate += n) {
             if (quantize)
-                quantize_part(d->k, &d->hidden, i, c.row0, gate, n);
+                act_quantize_part(d->k, &d->hidden, i, c.row0, gate, n);
             else
                 memcpy(d->hidden_x + (size_t)i * n_ff + c.row0, gate, (size_t)n * sizeof *gate);
         }
@@ -496,7 +419,7 @@ static void project_output(struct pool_thread *t, struct decoder *d, struct loca
             d->k->rmsnorm(d->batch[i].hidden, d->x + (size_t)i * n_embd, m->output_norm, (int)n_embd, m->hp.norm_eps);
     if (d->n_rows == 0) return;
     const struct act *input = normalize(t, d, mine, m->output_norm, d->row_token, d->n_rows,
-                                        (struct precision){.quantized = is_quantized(&m->output), .fine = true});
+                                        (struct precision){.quantized = weight_is_quantized(&m->output), .fine = true});
     struct chunk c;
     while (next_chunk(t, m->output.n_out, chunk_rows(m->output.n_out, d->n_rows), d->n_rows, &c)) {
         float *logits = d->logits + (size_t)c.t0 * n_vocab;
@@ -516,7 +439,7 @@ static void forward(struct pool_thread *t, void *arg)
     pool_barrier(t);
     for (int i = 0; i < m->hp.n_layer; i++) {
         const struct layer *l = &m->layers[i];
-        bool quantize = is_quantized(&l->wq) || is_quantized(&l->wk) || is_quantized(&l->wv);
+        bool quantize = weight_is_quantized(&l->wq) || weight_is_quantized(&l->wk) || weight_is_quantized(&l->wv);
         const struct act *input = normalize(t, d, &mine, l->attn_norm, NULL, d->n_tokens,
                                             (struct precision){.quantized = quantize, .fine = true});
         project_qkv(t, d, &mine, i, input);
@@ -527,7 +450,7 @@ static void forward(struct pool_thread *t, void *arg)
         project_residual(t, d, &l->wo, l->bo, &d->heads);
         pool_barrier(t);
 
-        quantize = is_quantized(&l->gate) || is_quantized(&l->up);
+        quantize = weight_is_quantized(&l->gate) || weight_is_quantized(&l->up);
         input = normalize(t, d, &mine, l->ffn_norm, NULL, d->n_tokens, (struct precision){.quantized = quantize});
         project_hidden(t, d, l, input);
         pool_barrier(t);
@@ -609,57 +532,24 @@ const float *decoder_forward(struct decoder *d, struct pool *p, const struct bat
 
 /* ---- memory ---- */
 
-/* Hands out pieces of one mapping; with base NULL it only adds up. */
-struct arena {
-    char *base;
-    size_t used;
-};
-
-static void *take(struct arena *a, size_t n, size_t bytes)
-{
-    void *p = a->base ? a->base + a->used : NULL;
-    a->used += (n * bytes + 127) / 128 * 128;
-    return p;
-}
-
-static struct act take_act(struct arena *a, size_t n_rows, int n, float **x)
-{
-    size_t elements = n_rows * (size_t)n;
-    if (x) *x = take(a, elements, sizeof **x);
-    struct act v = {.n = n, .x = x ? *x : NULL, .ld_x = (size_t)n};
-    v.q = take(a, elements, sizeof *v.q);
-    v.scale = take(a, elements / ACT_BLOCK + 1, sizeof *v.scale);
-    v.sum = take(a, elements / ACT_SUM_BLOCK + 1, sizeof *v.sum);
-    v.fsum = take(a, elements / ACT_SUM_BLOCK + 1, sizeof *v.fsum);
-    return v;
-}
-
 static void lay_out(struct decoder *d, struct arena *a)
 {
     const struct hparams *hp = &d->m->hp;
     size_t n = (size_t)d->max_tokens, n_embd = (size_t)hp->n_embd, n_ff = (size_t)hp->n_ff;
     bool float_down = false;
-    for (int i = 0; i < hp->n_layer; i++) float_down |= !is_quantized(&d->m->layers[i].down);
-    d->x = take(a, n * n_embd, sizeof *d->x);
-    d->input = take_act(a, 2 * n, hp->n_embd, &d->input_x);
-    d->q = take(a, n * (size_t)hp->n_q, sizeof *d->q);
-    d->k_out = take(a, n * (size_t)hp->n_k, sizeof *d->k_out);
-    d->v_out = take(a, n * (size_t)hp->n_v, sizeof *d->v_out);
-    d->heads = take_act(a, n, d->n_att, &d->heads_x);
-    d->hidden = take_act(a, n, hp->n_ff, float_down ? &d->hidden_x : NULL);
-    d->tiles = take(a, n * (2 * n_ff > n_embd ? 2 * n_ff : n_embd), sizeof *d->tiles);
-    d->cos = take(a, n * (size_t)hp->n_rot / 2 + 1, sizeof *d->cos);
-    d->sin = take(a, n * (size_t)hp->n_rot / 2 + 1, sizeof *d->sin);
-    d->partial = take(a, PARTIAL_FLOATS, sizeof *d->partial);
-    d->logits = take(a, (size_t)d->max_logits * (size_t)hp->n_vocab, sizeof *d->logits);
-}
-
-/* Fewest heads whose rows of a and of b elements are whole tiles. */
-static int heads_of_whole_tiles(int a, int b)
-{
-    int n = 1;
-    while (n * a % ROW_TILE || n * b % ROW_TILE) n++;
-    return n;
+    for (int i = 0; i < hp->n_layer; i++) float_down |= !weight_is_quantized(&d->m->layers[i].down);
+    d->x = arena_take(a, n * n_embd, sizeof *d->x);
+    d->input = arena_take_act(a, 2 * n, hp->n_embd, &d->input_x);
+    d->q = arena_take(a, n * (size_t)hp->n_q, sizeof *d->q);
+    d->k_out = arena_take(a, n * (size_t)hp->n_k, sizeof *d->k_out);
+    d->v_out = arena_take(a, n * (size_t)hp->n_v, sizeof *d->v_out);
+    d->heads = arena_take_act(a, n, d->n_att, &d->heads_x);
+    d->hidden = arena_take_act(a, n, hp->n_ff, float_down ? &d->hidden_x : NULL);
+    d->tiles = arena_take(a, n * (2 * n_ff > n_embd ? 2 * n_ff : n_embd), sizeof *d->tiles);
+    d->cos = arena_take(a, n * (size_t)hp->n_rot / 2 + 1, sizeof *d->cos);
+    d->sin = arena_take(a, n * (size_t)hp->n_rot / 2 + 1, sizeof *d->sin);
+    d->partial = arena_take(a, PARTIAL_FLOATS, sizeof *d->partial);
+    d->logits = arena_take(a, (size_t)d->max_logits * (size_t)hp->n_vocab, sizeof *d->logits);
 }
 
 struct decoder *decoder_create(const struct model *m, const struct kernels *k, int max_tokens, int max_logits,

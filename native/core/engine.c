@@ -3,12 +3,16 @@
 
 #include <stdatomic.h>
 
+#include "bert.h"
 #include "llm.h"
 
 struct engine *engine_load(const char *path, const struct engine_config *config, struct infer_error *err)
 {
+    struct gguf_string arch;
     struct gguf *g = gguf_open(path, err);
-    return g ? llm_load(g, config, err) : NULL;
+    if (!g) return NULL;
+    bool is_bert = gguf_str(g, "general.architecture", &arch) && gguf_string_is(arch, "bert");
+    return is_bert ? bert_load(g, config, err) : llm_load(g, config, err); /* which refuses what it does not know */
 }
 
 void engine_count_step(struct engine *e, uint64_t us)

@@ -33,6 +33,7 @@ static void part_done(struct request *base)
         whole->base.error = base->error;
     free(part->embedding);
     part->embedding = NULL;
+    atomic_fetch_add(&whole->base.progress.computed, part->n_prompt);
     if (++whole->n_done < whole->n_inputs) return;
 
     free_parts(whole);

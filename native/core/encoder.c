@@ -1,0 +1,414 @@
+/* The forward pass of BERT models. Every token of a text sees all of its tokens:
+ *
+ *     token + position + type embedding ─ layernorm ─ x
+ *
+ *     x ─┬─ Wq + bq ───────────────┐
+ *        ├─ Wk + bk ─▶ K pages ────┤
+ *        ├─ Wv + bv ─▶ V pages ────┴─ attention ─ Wo + bo ─┐
+ *        └──────────────────────────────────────────────── + ─ layernorm ─ x'
+ *     x' ┬─ Wup + b ─ gelu ─ Wdown + b ─┐
+ *        └───────────────────────────── + ─ layernorm ─ x''
+ *
+ *     mean of x over the text's tokens, or x of its first ─ divided by its length
+ *
+ * Every thread of the pool runs forward() from top to bottom; a phase is work shared in chunks, and a barrier
+ * ends it. K and V of one layer at a time lie in pages like those of the KV cache, which is what the attention
+ * kernel reads: float16, K transposed.
+ *
+ * Precision. A vector is an average over its text's tokens, so the rounding of int8 activations, which is
+ * random, fades with the number of tokens. Short texts have too few for that: of up to FINE_TOKENS tokens the rounding
+ * errors are quantized too and multiplied with quantized weights a second time (product.h). This depends on the text's own
+ * length only. The measured effect is in docs/benchmarks.md.
+ *
+ * Ownership: an encoder owns its buffers, allocated once for the largest batch. Called by the conductor only; inside
+ * a step the pool's threads share them as the phases say. */
+#include "encoder.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "embed.h"
+#include "loader.h"
+#include "platform.h"
+#include "product.h"
+
+enum {
+    FINE_TOKENS = 16,
+    QUERY_ROWS = 64,      /* most tokens of a text that attend together */
+    LOCAL_FLOATS = 8192,  /* a thread's own tile, on its stack */
+    MAX_PAGES = BERT_MAX_CONTEXT / KV_PAGE, /* of a text */
+};
+_Static_assert(LOCAL_FLOATS >= TOKEN_BLOCK * 2 * CHUNK_ROWS, "a chunk's tile");
+_Static_assert(LOCAL_FLOATS >= (int)LOADER_MAX_HEAD_DIM, "a head of one token");
+
+/* A text of the batch. Its tokens are rows first .. first+n-1 of the activations. */
+struct text {
+    const struct encoder_text *in;
+    int first, n, page; /* page: its first one */
+};
+
+/* Tokens of one text and one head that attend together. */
+struct attention_item {
+    int text, head, row, n_rows; /* row: of the text */
+};
+
+struct encoder {
+    const struct bert_model *m;
+    const struct kernels *k;
+    int max_tokens, max_pages;
+    int head_unit;             /* heads that a chunk of Q, K and V has: whole tiles of rows */
+    bool quantize_heads_later; /* head_dim is no multiple of ACT_BLOCK */
+
+    /* The step. */
+    struct text texts[ENCODER_TEXTS];
+    int n_texts, n_tokens;
+    int n_fine;                /* tokens 0 .. n_fine-1 are those of short texts */
+    int *token_text;           /* [max_tokens] */
+    struct attention_item *items;
+    int n_items;
+
+    /* Activations, all inside `memory`. Row n_tokens + i of an input holds the rounding errors of token i < n_fine. */
+    float *x;                  /* [max_tokens, n_embd] the stream */
+    struct act input;          /* [2 * max_tokens, n_embd] x as the input of products */
+    float *q, *k_out, *v_out;  /* [max_tokens, n_embd] */
+    uint16_t *pages;           /* [max_pages][n_head] of K [head_dim, KV_PAGE], V [KV_PAGE, head_dim] */
+    struct act heads;          /* [2 * max_tokens, n_embd] attention's output */
+    struct act hidden;         /* [2 * max_tokens, n_ff] gelu(up) */
+    float *heads_x, *hidden_x; /* their floats, to write; hidden_x only where a down matrix is float */
+    void *memory;
+    size_t memory_bytes, other_bytes;
+};
+
+/* A thread's tiles. */
+struct local {
+    _Alignas(64) float tile[LOCAL_FLOATS]; /* products */
+    _Alignas(64) float errors[LOCAL_FLOATS]; /* products with rounding errors; attention's sums */
+};
+
+/* ---- pieces of phases ---- */
+
+/* y[(t-t0)*ld_y + r-row0] = rows row0 <= r < row1 of w times tokens t0 <= t < t1 of a, + bias. */
+static void multiply(const struct encoder *e, struct local *mine, const struct weight *w, const float *bias, int row0,
+                     int row1, const struct act *a, int t0, int t1, float *y, size_t ld_y, void *scratch)
+{
+    int n = row1 - row0, fine = (t1 < e->n_fine ? t1 : e->n_fine) - t0;
+    struct act rows = act_rows(a, t0, t1);
+    multiply_rows(e->k, w, row0, row1, &rows, y, ld_y, scratch);
+    if (fine > 0 && weight_is_quantized(w)) {
+        struct act errors = act_rows(a, e->n_tokens + t0, e->n_tokens + t0 + fine);
+        int most = LOCAL_FLOATS / fine / ROW_TILE * ROW_TILE;
+        for (int r = 0, some; r < n; r += some) {
+            some = n - r < most ? n - r : most;
+            multiply_tile(e->k, w, row0 + r, row0 + r + some, &errors, mine->errors, scratch);
+            for (int i = 0; i < fine; i++) e->k->add(y + (size_t)i * ld_y + r, mine->errors + i * some, some);
+        }
+    }
+    for (int i = 0; bias && i < t1 - t0; i++) e->k->add(y + (size_t)i * ld_y, bias + row0, n);
+}
+
+/* Columns c0 .. c0+n-1 of a token as input of a product with quantized weights. */
+static void quantize(const struct encoder *e, struct act *a, int token, int c0, const float *x, int n)
+{
+    act_quantize_part(e->k, a, token, c0, x, n);
+    if (token < e->n_fine) act_quantize_error(e->k, a, x, token, e->n_tokens + token, c0, n);
+}
+
+static uint16_t *page_k(const struct encoder *e, int page, int head)
+{
+    size_t head_dim = (size_t)e->m->hp.head_dim;
+    return e->pages + ((size_t)page * (size_t)e->m->hp.n_head + (size_t)head) * 2 * KV_PAGE * head_dim;
+}
+
+static uint16_t *page_v(const struct encoder *e, int page, int head)
+{
+    return page_k(e, page, head) + (size_t)KV_PAGE * (size_t)e->m->hp.head_dim;
+}
+
+static bool layer_input_is_quantized(const struct bert_layer *l)
+{
+    return weight_is_quantized(&l->wq) || weight_is_quantized(&l->wk) || weight_is_quantized(&l->wv);
+}
+
+/* ---- the phases, in the order of forward() ---- */
+
+/* x = layernorm(token + position + type). */
+static void embed(struct pool_thread *t, struct encoder *e)
+{
+    const struct bert_model *m = e->m;
+    int n_embd = m->hp.n_embd, i, end;
+    bool quantized = layer_input_is_quantized(&m->layers[0]);
+    while (pool_share(t, e->n_tokens, 1, &i, &end)) {
+        const struct text *text = &e->texts[e->token_text[i]];
+        size_t pos = (size_t)(i - text->first), id = text->in->tokens[pos];
+        float *x = e->x + (size_t)i * (size_t)n_embd;
+        float part[LOCAL_FLOATS];
+        dequantize_row(m->embedding.type, (const char *)m->embedding.data + id * m->embedding.row_bytes, x, n_embd);
+        const void *rows[2] = {(const char *)m->positions.data + pos * m->positions.row_bytes, m->types.data};
+        enum tensor_type types[2] = {m->positions.type, m->types.type};
+        for (int r = 0; r < 2; r++) {
+            if (!rows[r]) continue;
+            dequantize_row(types[r], rows[r], part, n_embd);
+            e->k->add(x, part, n_embd);
+        }
+        e->k->layernorm(x, x, m->embedding_norm.w, m->embedding_norm.b, n_embd, m->hp.norm_eps);
+        if (quantized) quantize(e, &e->input, i, 0, x, n_embd);
+    }
+}
+
+/* Queries into e->q, scaled; keys and values into the pages. */
+static void project_qkv(struct pool_thread *t, struct encoder *e, struct local *mine, const struct bert_layer *l)
+{
+    const struct bert_hparams *hp = &e->m->hp;
+    int head_dim = hp->head_dim, n_units = (hp->n_head + e->head_unit - 1) / e->head_unit;
+    size_t n_embd = (size_t)hp->n_embd;
+    float scale = 1 / sqrtf((float)head_dim);
+    struct chunk c;
+    while (next_chunk(t, n_units, 1, e->n_tokens, &c)) { /* a "row" is a unit of heads */
+        int head0 = c.row0 * e->head_unit, head1 = head0 + e->head_unit < hp->n_head ? head0 + e->head_unit : hp->n_head;
+        int row0 = head0 * head_dim, row1 = head1 * head_dim;
+        size_t at = (size_t)c.t0 * n_embd + (size_t)row0;
+        multiply(e, mine, &l->wq, l->bq, row0, row1, &e->input, c.t0, c.t1, e->q + at, n_embd, t->scratch);
+        multiply(e, mine, &l->wk, l->bk, row0, row1, &e->input, c.t0, c.t1, e->k_out + at, n_embd, t->scratch);
+        multiply(e, mine, &l->wv, l->bv, row0, row1, &e->input, c.t0, c.t1, e->v_out + at, n_embd, t->scratch);
+        for (int i = c.t0; i < c.t1; i++, at += n_embd) {
+            const struct text *text = &e->texts[e->token_text[i]];
+            int pos = i - text->first, page = text->page + pos / KV_PAGE;
+            for (int j = 0; j < row1 - row0; j++) e->q[at + (size_t)j] *= scale;
+            for (int h = head0; h < head1; h++) {
+                size_t head_at = at + (size_t)((h - head0) * head_dim);
+                e->k->kv_store(page_k(e, page, h), page_v(e, page, h), e->k_out + head_at, e->v_out + head_at, head_dim,
+                               head_dim, pos % KV_PAGE);
+            }
+        }
+    }
+}
+
+/* Attention of every token to all tokens of its text. */
+static void attention(struct pool_thread *t, struct encoder *e, struct local *mine, const struct bert_layer *l)
+{
+    const struct bert_hparams *hp = &e->m->hp;
+    size_t head_dim = (size_t)hp->head_dim, n_embd = (size_t)hp->n_embd;
+    bool quantized = weight_is_quantized(&l->wo);
+    const uint16_t *k_pages[MAX_PAGES + 1], *v_pages[MAX_PAGES + 1];
+    int at, end;
+    while (pool_share(t, e->n_items, 1, &at, &end)) {
+        const struct attention_item *item = &e->items[at];
+        const struct text *text = &e->texts[item->text];
+        const float *q[QUERY_ROWS];
+        int n_keys[QUERY_ROWS], n_pages = (text->n + KV_PAGE - 1) / KV_PAGE;
+        float m[QUERY_ROWS], sum[QUERY_ROWS], *acc = mine->tile;
+        for (int i = 0; i < item->n_rows; i++) {
+            q[i] = e->q + (size_t)(text->first + item->row + i) * n_embd + (size_t)item->head * head_dim;
+            n_keys[i] = text->n;
+        }
+        for (int p = 0; p < n_pages; p++) {
+            k_pages[p] = page_k(e, text->page + p, item->head);
+            v_pages[p] = page_v(e, text->page + p, item->head);
+        }
+        k_pages[n_pages] = v_pages[n_pages] = NULL;
+        e->k->attend(q, n_keys, item->n_rows, hp->head_dim, hp->head_dim, k_pages, v_pages, m, sum, acc, t->scratch);
+        for (int i = 0; i < item->n_rows; i++) {
+            int token = text->first + item->row + i, column = item->head * hp->head_dim;
+            float *out = e->heads_x + (size_t)token * n_embd + column, inv = 1 / sum[i];
+            for (size_t j = 0; j < head_dim; j++) out[j] = acc[(size_t)i * head_dim + j] * inv;
+            if (quantized && !e->quantize_heads_later) quantize(e, &e->heads, token, column, out, hp->head_dim);
+        }
+    }
+    if (quantized && e->quantize_heads_later) {
+        pool_barrier(t);
+        while (pool_share(t, e->n_tokens, 1, &at, &end))
+            quantize(e, &e->heads, at, 0, e->heads_x + (size_t)at * n_embd, hp->n_embd);
+    }
+}
+
+/* x += w * a + bias */
+static void project_residual(struct pool_thread *t, struct encoder *e, struct local *mine, const struct weight *w,
+                             const float *bias, const struct act *a)
+{
+    struct chunk c;
+    while (next_chunk(t, w->n_out, CHUNK_ROWS * 2, e->n_tokens, &c)) {
+        int n = c.row1 - c.row0;
+        multiply(e, mine, w, bias, c.row0, c.row1, a, c.t0, c.t1, mine->tile, (size_t)n, t->scratch);
+        const float *y = mine->tile;
+        for (int i = c.t0; i < c.t1; i++, y += n) e->k->add(e->x + (size_t)i * (size_t)w->n_out + c.row0, y, n);
+    }
+}
+
+/* x = layernorm(x), as input of the next product. */
+static void normalize(struct pool_thread *t, struct encoder *e, const struct bert_norm *norm, bool quantized)
+{
+    int n_embd = e->m->hp.n_embd, begin, end;
+    while (pool_share(t, e->n_tokens, 4, &begin, &end))
+        for (int i = begin; i < end; i++) {
+            float *x = e->x + (size_t)i * (size_t)n_embd;
+            e->k->layernorm(x, x, norm->w, norm->b, n_embd, e->m->hp.norm_eps);
+            if (quantized) quantize(e, &e->input, i, 0, x, n_embd);
+        }
+}
+
+/* hidden = gelu(up * input + bias) */
+static void project_hidden(struct pool_thread *t, struct encoder *e, struct local *mine, const struct bert_layer *l)
+{
+    size_t n_ff = (size_t)e->m->hp.n_ff;
+    bool quantized = weight_is_quantized(&l->down);
+    struct chunk c;
+    while (next_chunk(t, (int)n_ff, CHUNK_ROWS * 2, e->n_tokens, &c)) {
+        int n = c.row1 - c.row0;
+        multiply(e, mine, &l->up, l->b_up, c.row0, c.row1, &e->input, c.t0, c.t1, mine->tile, (size_t)n, t->scratch);
+        float *y = mine->tile;
+        e->k->gelu(y, y, (c.t1 - c.t0) * n);
+        for (int i = c.t0; i < c.t1; i++, y += n) {
+            if (quantized) quantize(e, &e->hidden, i, c.row0, y, n);
+            else memcpy(e->hidden_x + (size_t)i * n_ff + c.row0, y, (size_t)n * sizeof *y);
+        }
+    }
+}
+
+/* The texts' vectors. */
+static void pool_texts(struct pool_thread *t, struct encoder *e)
+{
+    size_t n_embd = (size_t)e->m->hp.n_embd;
+    int at, end;
+    while (pool_share(t, e->n_texts, 1, &at, &end)) {
+        const struct text *text = &e->texts[at];
+        const float *x = e->x + (size_t)text->first * n_embd;
+        float *y = text->in->vector;
+        memcpy(y, x, n_embd * sizeof *y);
+        if (e->m->hp.pooling == POOLING_MEAN)
+            for (int i = 1; i < text->n; i++) e->k->add(y, x + (size_t)i * n_embd, (int)n_embd);
+        embed_normalize(y, (int)n_embd); /* which also makes the sum a mean */
+    }
+}
+
+static void forward(struct pool_thread *t, void *arg)
+{
+    struct encoder *e = arg;
+    const struct bert_model *m = e->m;
+    struct local mine;
+
+    embed(t, e);
+    pool_barrier(t);
+    for (int i = 0; i < m->hp.n_layer; i++) {
+        const struct bert_layer *l = &m->layers[i];
+        project_qkv(t, e, &mine, l);
+        pool_barrier(t);
+        attention(t, e, &mine, l);
+        pool_barrier(t);
+        project_residual(t, e, &mine, &l->wo, l->bo, &e->heads);
+        pool_barrier(t);
+        normalize(t, e, &l->attn_norm, weight_is_quantized(&l->up));
+        pool_barrier(t);
+
+        project_hidden(t, e, &mine, l);
+        pool_barrier(t);
+        project_residual(t, e, &mine, &l->down, l->b_down, &e->hidden);
+        pool_barrier(t);
+        normalize(t, e, &l->out_norm, i + 1 < m->hp.n_layer && layer_input_is_quantized(&m->layers[i + 1]));
+        pool_barrier(t);
+    }
+    pool_texts(t, e);
+}
+
+/* ---- planning the step ---- */
+
+static void plan_attention(struct encoder *e)
+{
+    int query_rows = LOCAL_FLOATS / e->m->hp.head_dim < QUERY_ROWS ? LOCAL_FLOATS / e->m->hp.head_dim : QUERY_ROWS;
+    e->n_items = 0;
+    for (int i = 0; i < e->n_texts; i++)
+        for (int head = 0; head < e->m->hp.n_head; head++)
+            for (int row = 0; row < e->texts[i].n; row += query_rows) {
+                int n_rows = e->texts[i].n - row < query_rows ? e->texts[i].n - row : query_rows;
+                e->items[e->n_items++] = (struct attention_item){.text = i, .head = head, .row = row, .n_rows = n_rows};
+            }
+}
+
+void encoder_forward(struct encoder *e, struct pool *p, const struct encoder_text *texts, int n_texts)
+{
+    int n_pages = 0;
+    e->n_texts = e->n_tokens = e->n_fine = 0;
+    for (int fine = 1; fine >= 0; fine--) { /* short texts first */
+        for (int i = 0; i < n_texts; i++) {
+            if ((texts[i].n_tokens <= FINE_TOKENS) != fine) continue;
+            e->texts[e->n_texts] = (struct text){.in = &texts[i], .first = e->n_tokens, .n = texts[i].n_tokens, .page = n_pages};
+            for (int j = 0; j < texts[i].n_tokens; j++) e->token_text[e->n_tokens++] = e->n_texts;
+            n_pages += (texts[i].n_tokens + KV_PAGE - 1) / KV_PAGE;
+            e->n_texts++;
+        }
+        if (fine) e->n_fine = e->n_tokens;
+    }
+    plan_attention(e);
+    pool_run(p, forward, e);
+}
+
+/* ---- memory ---- */
+
+static void lay_out(struct encoder *e, struct arena *a)
+{
+    const struct bert_hparams *hp = &e->m->hp;
+    size_t n = (size_t)e->max_tokens, n_embd = (size_t)hp->n_embd;
+    bool float_down = false;
+    for (int i = 0; i < hp->n_layer; i++) float_down |= !weight_is_quantized(&e->m->layers[i].down);
+    e->x = arena_take(a, n * n_embd, sizeof *e->x);
+    e->input = arena_take_act(a, 2 * n, hp->n_embd, NULL);
+    e->input.x = e->x;
+    e->q = arena_take(a, n * n_embd, sizeof *e->q);
+    e->k_out = arena_take(a, n * n_embd, sizeof *e->k_out);
+    e->v_out = arena_take(a, n * n_embd, sizeof *e->v_out);
+    e->pages = arena_take(a, (size_t)e->max_pages * 2 * KV_PAGE * n_embd, sizeof *e->pages);
+    e->heads = arena_take_act(a, 2 * n, hp->n_embd, &e->heads_x);
+    e->hidden = arena_take_act(a, 2 * n, hp->n_ff, float_down ? &e->hidden_x : NULL);
+}
+
+struct encoder *encoder_create(const struct bert_model *m, const struct kernels *k, int max_tokens, struct infer_error *err)
+{
+    const struct bert_hparams *hp = &m->hp;
+    if (hp->n_embd > LOCAL_FLOATS) {
+        infer_fail(err, INFER_ERR, "embeddings of %d elements: at most %d can be computed", hp->n_embd, LOCAL_FLOATS);
+        return NULL;
+    }
+    struct encoder *e = calloc(1, sizeof *e);
+    if (!e) goto no_memory;
+    e->m = m;
+    e->k = k;
+    e->max_tokens = max_tokens;
+    e->max_pages = max_tokens / KV_PAGE + ENCODER_TEXTS; /* each text may leave its last page unfilled */
+    e->head_unit = heads_of_whole_tiles(hp->head_dim, hp->head_dim);
+    int least = e->head_unit;
+    while (e->head_unit * hp->head_dim < CHUNK_ROWS) e->head_unit += least;
+    e->quantize_heads_later = hp->head_dim % ACT_BLOCK != 0;
+
+    size_t max_items = ((size_t)max_tokens / (size_t)(LOCAL_FLOATS / LOADER_MAX_HEAD_DIM) + ENCODER_TEXTS) * (size_t)hp->n_head;
+    e->items = calloc(max_items, sizeof *e->items);
+    e->token_text = calloc((size_t)max_tokens, sizeof *e->token_text);
+    e->other_bytes = sizeof *e + max_items * sizeof *e->items + (size_t)max_tokens * sizeof *e->token_text;
+    struct arena arena = {0};
+    lay_out(e, &arena);
+    e->memory_bytes = arena.used;
+    arena = (struct arena){.base = platform_map_anonymous(e->memory_bytes)};
+    e->memory = arena.base;
+    if (!e->items || !e->token_text || !e->memory) goto no_memory;
+    lay_out(e, &arena);
+    return e;
+
+no_memory:
+    infer_fail(err, INFER_ERR, "no memory for the activations of %d tokens (%zu MB)", max_tokens,
+               e ? e->memory_bytes >> 20 : 0);
+    encoder_free(e);
+    return NULL;
+}
+
+void encoder_free(struct encoder *e)
+{
+    if (!e) return;
+    platform_unmap(e->memory, e->memory_bytes);
+    free(e->items);
+    free(e->token_text);
+    free(e);
+}
+
+size_t encoder_bytes(const struct encoder *e)
+{
+    return e->memory_bytes + e->other_bytes;
+}
