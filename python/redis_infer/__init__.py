@@ -26,7 +26,8 @@ from .errors import (
     TokenizerError,
     WrongTypeError,
 )
-from .results import Generation, ModelInfo, Score
+from .results import Generation, ModelInfo, Piece, Score
+from .streaming import AsyncStream, Stream
 
 try:
     __version__ = version("redis-infer")
@@ -36,6 +37,7 @@ except PackageNotFoundError:  # imported from a source tree
 __all__ = [
     "AsyncCorpus",
     "AsyncInfer",
+    "AsyncStream",
     "BadTokensError",
     "BusyError",
     "ContextError",
@@ -51,8 +53,10 @@ __all__ = [
     "ModuleMissingError",
     "NoKeyError",
     "NoModelError",
+    "Piece",
     "RequestCancelledError",
     "Score",
+    "Stream",
     "TokenizerError",
     "WrongTypeError",
     "__version__",

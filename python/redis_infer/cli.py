@@ -41,6 +41,7 @@ from .server import Server, ServerError
 
 if TYPE_CHECKING:
     from .results import Generation
+    from .streaming import Stream
 
 DEFAULT_PORT = 6379
 
@@ -220,13 +221,13 @@ def generate(
     if stop:
         options["stop"] = stop
     with model_session(model, url, threads) as session:
-        result = session.infer.generate(
+        stream = session.infer.stream(
             session.model,
             [{"role": "user", "content": prompt}] if chat else prompt,
             keys=key or (),
             **options,
         )
-        out.print(result.text, markup=False)
+        result = _print_pieces(stream)
         if stats:
             _print_timings({"time": result})
 
@@ -259,9 +260,9 @@ def chat(
     with model_session(model, url, threads) as session:
         while question := _ask():
             messages.append({"role": "user", "content": question})
-            result = session.infer.generate(session.model, messages, **options)
+            stream = session.infer.stream(session.model, messages, **options)
+            result = _print_pieces(stream, strip=True)
             messages.append({"role": "assistant", "content": result.text})
-            out.print(result.text.strip(), markup=False)
             err.print(_summary(result), style="dim")
 
 
@@ -363,6 +364,29 @@ def _summary(result: Generation) -> str:
         + f", first after {_ms(result.first_token_us)}"
         + f", {result.cached_tokens} of {result.prompt_tokens} prompt tokens known"
     )
+
+
+def _print_pieces(stream: Stream, *, strip: bool = False) -> Generation:
+    """Prints a generation as it comes, and a line break after it.
+
+    Not with rich, which would take ``:smile:`` for an emoji and a piece for a whole text.
+    """
+    with stream:
+        held = "" if strip else None  # space at the end so far; None: nothing is held back
+        begun = False
+        for piece in stream:
+            text = piece.text
+            if held is not None:
+                text = held + text if begun else text.lstrip()
+                shown = text.rstrip()
+                held, text = text[len(shown) :], shown
+            begun = begun or bool(text)
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        assert stream.result is not None
+        return stream.result
 
 
 def _print_timings(results: dict[str, Generation]) -> None:

@@ -14,18 +14,19 @@ import contextlib
 import inspect
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 import redis.asyncio
 from redis.exceptions import ResponseError
 
-from . import commands, prompts
+from . import commands, prompts, streaming
 from .commands import Argument, Command, GenerateOptions, Key, Tokens
 from .errors import from_response
 from .prompts import Prompt
-from .results import Generation, ModelInfo, RequestInfo, Score, TokenArray
+from .results import Generation, ModelInfo, Piece, RequestInfo, Score, TokenArray
+from .streaming import AsyncStream, Stream
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -113,6 +114,60 @@ class Infer:
         tokens = self._tokens(model, prompt, keys)
         return self._run(commands.generate(model, keys, tokens, **options))
 
+    def stream(
+        self,
+        model: str,
+        prompt: Prompt | None = None,
+        *,
+        keys: Key | Iterable[Key] = (),
+        **options: Unpack[GenerateOptions],
+    ) -> Stream:
+        """:meth:`generate`, read while it is made.
+
+            for piece in infer.stream("smol", "Once upon a time", max_tokens=100):
+                print(piece, end="", flush=True)
+
+        Leaving the loop early cancels the request, and so does the end of this process. The
+        pieces pass through a Redis stream that is removed afterwards; with ``stream`` they go
+        to that key and stay there. Takes two of the client's connections meanwhile.
+        """
+        keys = commands.key_list(keys)
+        tokens = self._tokens(model, prompt, keys)
+        key = options.get("stream")
+        if key is None:
+            options.setdefault("stream_ttl_ms", streaming.OWN_TTL_MS)
+            options["stream"] = streaming.own_key(keys)
+        request = commands.generate(model, keys, tokens, **options)
+        pool = self._client.connection_pool
+        return Stream(streaming.run(pool, request, options["stream"], key is None, self._read))
+
+    def submit(
+        self,
+        model: str,
+        prompt: Prompt | None = None,
+        *,
+        keys: Key | Iterable[Key] = (),
+        **options: Unpack[GenerateOptions],
+    ) -> int:
+        """Starts a generation and returns its id; ``stream``, ``store`` or both say where to.
+
+        It runs to its end whether or not this client stays. :meth:`follow` reads its stream,
+        from anywhere; :meth:`cancel` ends it.
+        """
+        tokens = self._tokens(model, prompt, keys)
+        return self._run(commands.submit(model, keys, tokens, **options))
+
+    def follow(self, key: Key, *, timeout_s: float | None = None) -> Stream:
+        """Reads the stream of a request from its beginning, as it is filled.
+
+        Args:
+            timeout_s: most seconds from one entry to the next; then it raises TimeoutError.
+
+        Leaving the loop early has no effect on the request. A key that holds several
+        requests' entries is read up to the end of the first.
+        """
+        return Stream(streaming.follow(self._client.connection_pool, key, self._read, timeout_s))
+
     def score(
         self,
         model: str,
@@ -183,7 +238,10 @@ class Infer:
             else:
                 stack.enter_context(self._client.single_connection_lock)
             connection.send_command(*args)  # type: ignore[no-untyped-call]
-            return connection.read_response(disable_decoding=True, **self._no_timeout)
+            return self._read(connection)
+
+    def _read(self, connection: Any) -> Any:
+        return connection.read_response(disable_decoding=True, **self._no_timeout)
 
 
 class AsyncInfer:
@@ -228,6 +286,33 @@ class AsyncInfer:
         """See :meth:`Infer.generate`. Cancelling the task cancels the request in the server."""
         tokens = await self._tokens(model, prompt, keys)
         return await self._run(commands.generate(model, keys, tokens, **options))
+
+    def stream(
+        self,
+        model: str,
+        prompt: Prompt | None = None,
+        *,
+        keys: Key | Iterable[Key] = (),
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncStream:
+        """See :meth:`Infer.stream`. Not awaited: ``async for piece in infer.stream(...)``."""
+        return AsyncStream(self._stream(model, prompt, keys, options))
+
+    async def submit(
+        self,
+        model: str,
+        prompt: Prompt | None = None,
+        *,
+        keys: Key | Iterable[Key] = (),
+        **options: Unpack[GenerateOptions],
+    ) -> int:
+        """See :meth:`Infer.submit`."""
+        tokens = await self._tokens(model, prompt, keys)
+        return await self._run(commands.submit(model, keys, tokens, **options))
+
+    def follow(self, key: Key, *, timeout_s: float | None = None) -> AsyncStream:
+        """See :meth:`Infer.follow`. Not awaited: ``async for piece in infer.follow(key)``."""
+        return AsyncStream(self._follow(key, timeout_s))
 
     async def score(
         self,
@@ -293,8 +378,40 @@ class AsyncInfer:
             else:
                 await stack.enter_async_context(client._single_conn_lock)
             await connection.send_command(*args)
-            # math.inf: no timeout; None would stand for the client's socket timeout.
-            return await connection.read_response(disable_decoding=True, timeout=math.inf)
+            return await self._read(connection)
+
+    async def _read(self, connection: Any) -> Any:
+        # math.inf: no timeout; None would stand for the client's socket timeout.
+        return await connection.read_response(disable_decoding=True, timeout=math.inf)
+
+    async def _stream(
+        self,
+        model: str,
+        prompt: Prompt | None,
+        keys: Key | Iterable[Key],
+        options: GenerateOptions,
+    ) -> AsyncGenerator[Piece | Generation, None]:
+        keys = commands.key_list(keys)
+        tokens = await self._tokens(model, prompt, keys)
+        key = options.get("stream")
+        if key is None:
+            options.setdefault("stream_ttl_ms", streaming.OWN_TTL_MS)
+            options["stream"] = streaming.own_key(keys)
+        request = commands.generate(model, keys, tokens, **options)
+        pool = (await self._client.initialize()).connection_pool
+        pieces = streaming.run_async(pool, request, options["stream"], key is None, self._read)
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
+    async def _follow(
+        self, key: Key, timeout_s: float | None
+    ) -> AsyncGenerator[Piece | Generation, None]:
+        pool = (await self._client.initialize()).connection_pool
+        pieces = streaming.follow_async(pool, key, self._read, timeout_s)
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                yield piece
 
 
 def _expect(client: object, kind: type, name: str) -> None:

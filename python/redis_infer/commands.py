@@ -62,6 +62,12 @@ class GenerateOptions(TypedDict, total=False):
     """Stop after this time with finish_reason "timeout"."""
     store: Key
     """Also store the generated tokens under this key."""
+    stream: Key
+    """Also add each token to this Redis stream as it is made; see :meth:`Infer.follow`."""
+    stream_maxlen: int
+    """Keep so many of the stream's newest entries."""
+    stream_ttl_ms: int
+    """Let the stream expire so long after its last entry."""
 
 
 # ---- models ----
@@ -98,6 +104,18 @@ def info(name: str) -> Command[ModelInfo]:
 def generate(
     model: str, keys: Key | Iterable[Key], tokens: Tokens | None, **options: Unpack[GenerateOptions]
 ) -> Command[Generation]:
+    return Command(_generate(model, keys, tokens, options), _parse_generation)
+
+
+def submit(
+    model: str, keys: Key | Iterable[Key], tokens: Tokens | None, **options: Unpack[GenerateOptions]
+) -> Command[int]:
+    return Command((*_generate(model, keys, tokens, options), "ASYNC"), int)
+
+
+def _generate(
+    model: str, keys: Key | Iterable[Key], tokens: Tokens | None, options: GenerateOptions
+) -> tuple[Argument, ...]:
     unknown = options.keys() - GenerateOptions.__annotations__.keys()
     if unknown:
         raise TypeError(f"generate has no option '{sorted(unknown)[0]}'")
@@ -120,7 +138,10 @@ def generate(
         args.append("NOCACHE")
     _put(args, "TIMEOUT", options.get("timeout_ms"))
     _put(args, "STORE", options.get("store"))
-    return Command(tuple(args), _parse_generation)
+    _put(args, "STREAM", options.get("stream"))
+    _put(args, "MAXLEN", options.get("stream_maxlen"))
+    _put(args, "TTL", options.get("stream_ttl_ms"))
+    return tuple(args)
 
 
 def score(
@@ -191,8 +212,12 @@ def _put(args: list[Argument], word: str, value: Argument | None) -> None:
         args += [word, value]
 
 
+def key_list(keys: Key | Iterable[Key]) -> list[Key]:
+    return [keys] if isinstance(keys, (str, bytes)) else list(keys)
+
+
 def _prompt(keys: Key | Iterable[Key], tokens: Tokens | None) -> list[Argument]:
-    names = [keys] if isinstance(keys, (str, bytes)) else list(keys)
+    names = key_list(keys)
     args: list[Argument] = [len(names), *names]
     if tokens is not None:
         args += ["TOKENS", pack_tokens(tokens)]

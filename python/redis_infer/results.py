@@ -57,6 +57,23 @@ class Generation:
         return (self.output_tokens - 1) / elapsed_us * 1e6
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What one token added to a generation. ``str(piece)`` is its text."""
+
+    i: int
+    """The token's place in the output, from 0."""
+    token: int | None
+    """Its id; None: a rest of the text that no token is behind."""
+    text: str
+    """Whole characters; may be empty."""
+    logprob: float | None = None
+    """The token's log-probability; only with ``logprobs``."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True, eq=False)
 class Score:
     """The reply of INFER.SCORE for a text of n tokens."""

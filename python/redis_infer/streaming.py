@@ -1,0 +1,357 @@
+"""Generations that are read while they are made: :class:`Stream` and :class:`AsyncStream`.
+
+A request for a stream takes two connections. One carries the command and is blocked
+until the reply comes; the server cancels the request if it closes, be it that the
+iteration was left early or that this process has crashed. The other one
+follows the Redis stream with XREAD.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import select
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+)
+from typing import Any
+
+import numpy as np
+from redis.exceptions import ResponseError
+
+from .commands import Argument, Command, Key, as_map, key_list
+from .errors import from_response
+from .results import Generation, Piece, TokenArray
+
+OWN_TTL_MS = 60_000
+"""How long a stream that only we know of outlives its last entry, if nobody removes it."""
+
+# The reply says that all entries were written; one that is not there by then has been deleted.
+_GRACE_S = 0.2
+
+
+def own_key(keys: Key | Iterable[Key]) -> Key:
+    """A new key's name, in the cluster slot of the prompt's keys."""
+    names = key_list(keys)
+    unique = secrets.token_hex(8)
+    if not names:
+        return f"infer:stream:{unique}"
+    first = names[0].encode() if isinstance(names[0], str) else names[0]
+    _, brace, rest = first.partition(b"{")
+    tag, closing, _ = rest.partition(b"}")
+    whole = tag if brace and closing and tag else first
+    return b"infer:stream:{%s}:%s" % (whole, unique.encode())
+
+
+def _xread(key: Key, after: bytes, timeout_s: float | None = None) -> tuple[Argument, ...]:
+    block_ms = 0 if timeout_s is None else max(1, round(timeout_s * 1000))
+    return ("XREAD", "BLOCK", block_ms, "STREAMS", key, after)
+
+
+def _in_time(reply: Any, key: Key, timeout_s: float | None) -> Any:
+    if reply is None:
+        raise TimeoutError(f"the stream {key!r} had no new entry for {timeout_s:g} s")
+    return reply
+
+
+class Entries:
+    """Reads replies of XREAD: what is new, and how it ended."""
+
+    def __init__(self) -> None:
+        self.position = b"0"
+        self.last: dict[str, Any] | None = None
+        self.n_tokens = 0
+        self.text_bytes = 0
+        self.complete = True  # nothing was deleted before it was read
+
+    def take(self, reply: Any) -> list[Piece]:
+        """The pieces of a reply of either protocol."""
+        ((_, entries),) = reply.items() if isinstance(reply, dict) else reply
+        pieces = []
+        for position, fields in entries:
+            self.position = position
+            entry = as_map(fields)
+            if "finish_reason" in entry:
+                self.last = entry
+            piece = _piece(entry)
+            self.complete = self.complete and piece.i == self.n_tokens
+            self.n_tokens = piece.i + (piece.token is not None)
+            self.text_bytes += len(entry["text"])
+            if piece.token is not None or piece.text:
+                pieces.append(piece)
+        return pieces
+
+    def rest(self, result: Generation) -> list[Piece]:
+        """What the entries lack of a result, because the stream was deleted."""
+        text = result.text.encode()[self.text_bytes :].decode(errors="replace")
+        return [Piece(result.output_tokens, None, text)] if text and self.complete else []
+
+
+def _piece(entry: dict[str, Any]) -> Piece:
+    token, logprob = entry.get("token"), entry.get("logprob")
+    return Piece(
+        i=int(entry["i"]),
+        token=None if token is None else int(token),
+        text=entry["text"].decode(),
+        logprob=None if logprob is None else float(logprob),
+    )
+
+
+def _result(pieces: list[Piece], last: dict[str, Any]) -> Generation:
+    """The end of a stream, for who has read it from the beginning."""
+    if "error" in last:
+        raise from_response(ResponseError(last["error"].decode(errors="replace")))
+    tokens: TokenArray = np.array([p.token for p in pieces if p.token is not None], np.uint32)
+    counts = ("prompt_tokens", "cached_tokens", "output_tokens")
+    times = ("queue_us", "first_token_us", "total_us")
+    numbers: dict[str, Any] = {name: int(last[name]) for name in (*counts, *times)}
+    return Generation(
+        text="".join(p.text for p in pieces),
+        tokens=tokens,
+        finish_reason=last["finish_reason"].decode(),
+        admit_us=0,
+        **numbers,
+    )
+
+
+class Stream(Iterator[Piece]):
+    """Pieces of a generation as they come.
+
+        with infer.stream("smol", "Once upon a time") as stream:
+            for piece in stream:
+                print(piece, end="", flush=True)
+        print(stream.result.finish_reason)
+
+    The request is sent when the first piece is asked for. Leaving the ``with`` block,
+    :meth:`close`, or dropping the last reference to the stream cancels it.
+    """
+
+    result: Generation | None = None
+    """The whole generation, once the iteration has come to its end."""
+
+    def __init__(self, pieces: Generator[Piece, None, Generation]) -> None:
+        self._pieces = pieces
+
+    def __next__(self) -> Piece:
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            if end.value is not None:
+                self.result = end.value
+            raise StopIteration from None
+
+    def close(self) -> None:
+        """Cancels the request if it has not ended."""
+        self._pieces.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncStream(AsyncIterator[Piece]):
+    """:class:`Stream` for asyncio, with ``async for``, ``async with`` and :meth:`aclose`."""
+
+    result: Generation | None = None
+    """The whole generation, once the iteration has come to its end."""
+
+    def __init__(self, pieces: AsyncGenerator[Piece | Generation, None]) -> None:
+        self._pieces = pieces
+
+    async def __anext__(self) -> Piece:
+        item = await self._pieces.__anext__()
+        if isinstance(item, Piece):
+            return item
+        self.result = item
+        await self._pieces.aclose()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Cancels the request if it has not ended."""
+        await self._pieces.aclose()
+
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+# ---- two connections, blocking ----
+
+
+def _wait_readable(*connections: Any) -> None:
+    """Waits until one of redis-py's connections has a reply, or has ended."""
+    while not any(connection.can_read(0) for connection in connections):
+        sockets = [connection._sock for connection in connections]
+        if hasattr(select, "poll"):  # has no limit on the numbers of descriptors
+            poll = select.poll()
+            for sock in sockets:
+                poll.register(sock, select.POLLIN)
+            poll.poll()
+        else:
+            select.select(sockets, [], [])
+
+
+@contextlib.contextmanager
+def _raising_ours() -> Iterator[None]:
+    """Errors of the server as the classes of :mod:`redis_infer.errors`."""
+    try:
+        yield
+    except ResponseError as error:
+        raise from_response(error) from None
+
+
+Read = Callable[[Any], Any]
+"""Reads one reply from a connection, undecoded and without a timeout."""
+
+
+def run(
+    pool: Any, request: Command[Generation], key: Key, own: bool, read: Read
+) -> Generator[Piece, None, Generation]:
+    """The pieces of a request whose stream is ``key``; returns its result."""
+    entries = Entries()
+    asking = pool.get_connection()
+    try:
+        following = pool.get_connection()
+    except BaseException:
+        pool.release(asking)
+        raise
+    busy = [asking, following]  # what they carry is not to be read by anybody else
+    try:
+        with _raising_ours():
+            asking.send_command(*request.args)
+            result = None
+            while entries.last is None:
+                following.send_command(*_xread(key, entries.position))
+                _wait_readable(*busy)
+                if result is None and not following.can_read(0):
+                    result = request.parse(read(asking))
+                    busy.remove(asking)
+                if result is not None and not following.can_read(_GRACE_S):
+                    break
+                yield from entries.take(read(following))
+            if result is None:
+                result = request.parse(read(asking))
+                busy.remove(asking)
+            if entries.last is None:
+                yield from entries.rest(result)
+            else:
+                if own:
+                    following.send_command("UNLINK", key)
+                    read(following)
+                busy.remove(following)
+            return result
+    finally:
+        for connection in busy:
+            connection.disconnect()
+        pool.release(asking)
+        pool.release(following)
+
+
+def follow(
+    pool: Any, key: Key, read: Read, timeout_s: float | None
+) -> Generator[Piece, None, Generation]:
+    """The pieces of a stream that some other request fills."""
+    entries = Entries()
+    pieces: list[Piece] = []
+    connection = pool.get_connection()
+    try:
+        with _raising_ours():
+            while entries.last is None:
+                connection.send_command(*_xread(key, entries.position, timeout_s))
+                new = entries.take(_in_time(read(connection), key, timeout_s))
+                pieces += new
+                yield from new
+        return _result(pieces, entries.last)
+    finally:
+        if entries.last is None:
+            connection.disconnect()
+        pool.release(connection)
+
+
+# ---- and for asyncio ----
+
+AsyncRead = Callable[[Any], Awaitable[Any]]
+
+
+async def run_async(
+    pool: Any, request: Command[Generation], key: Key, own: bool, read: AsyncRead
+) -> AsyncGenerator[Piece | Generation, None]:
+    """:func:`run` for asyncio; the result is the last item."""
+    entries = Entries()
+    asking = await pool.get_connection()
+    try:
+        following = await pool.get_connection()
+    except BaseException:
+        await pool.release(asking)
+        raise
+    busy = [asking, following]
+    reply = news = None
+    try:
+        with _raising_ours():
+            await asking.send_command(*request.args)
+            reply = asyncio.ensure_future(read(asking))
+            while entries.last is None:
+                await following.send_command(*_xread(key, entries.position))
+                news = asyncio.ensure_future(read(following))
+                await asyncio.wait([reply, news], return_when=asyncio.FIRST_COMPLETED)
+                if not news.done():
+                    reply.result()  # raises what was refused
+                    await asyncio.wait([news], timeout=_GRACE_S)
+                if not news.done():
+                    break
+                for piece in entries.take(news.result()):
+                    yield piece
+            result = request.parse(await reply)
+            busy.remove(asking)
+            if entries.last is None:
+                for piece in entries.rest(result):
+                    yield piece
+            else:
+                if own:
+                    await following.send_command("UNLINK", key)
+                    await read(following)
+                busy.remove(following)
+            yield result
+    finally:
+        for task in (reply, news):
+            if task is not None and not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+        for connection in busy:
+            await connection.disconnect(nowait=True)
+        await pool.release(asking)
+        await pool.release(following)
+
+
+async def follow_async(
+    pool: Any, key: Key, read: AsyncRead, timeout_s: float | None
+) -> AsyncGenerator[Piece | Generation, None]:
+    """:func:`follow` for asyncio; the result is the last item."""
+    entries = Entries()
+    pieces: list[Piece] = []
+    connection = await pool.get_connection()
+    try:
+        with _raising_ours():
+            while entries.last is None:
+                await connection.send_command(*_xread(key, entries.position, timeout_s))
+                new = entries.take(_in_time(await read(connection), key, timeout_s))
+                pieces += new
+                for piece in new:
+                    yield piece
+        yield _result(pieces, entries.last)
+    finally:
+        if entries.last is None:
+            await connection.disconnect(nowait=True)
+        await pool.release(connection)

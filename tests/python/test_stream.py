@@ -1,0 +1,297 @@
+"""Generations read as they come: every protocol, decoding or not, sync and async."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+from redis.crc import key_slot
+
+from module_support import assert_idle, requests, wait_until
+from redis_infer import AsyncInfer, Generation, Infer, NoKeyError, NoModelError, Piece
+from redis_infer.server import Server
+
+pytestmark = pytest.mark.usefixtures("loaded")
+
+KINDS = [(protocol, decode) for protocol in (2, 3) for decode in (False, True)]
+PROMPT = "The capital of France is"
+LONG: dict[str, Any] = {"max_tokens": 4000, "ignore_eos": True}
+
+
+@pytest.fixture(params=KINDS, ids=lambda p: f"resp{p[0]}-{'text' if p[1] else 'bytes'}")
+def any_infer(request: Any, server: Server, loaded: Infer) -> Iterator[Infer]:
+    protocol, decode = request.param
+    with server.client(protocol=protocol, decode_responses=decode) as client:
+        yield Infer(client)
+
+
+@pytest.fixture(params=KINDS, ids=lambda p: f"resp{p[0]}-{'text' if p[1] else 'bytes'}")
+async def any_async(request: Any, server: Server, loaded: Infer) -> AsyncIterator[AsyncInfer]:
+    protocol, decode = request.param
+    async with server.async_client(protocol=protocol, decode_responses=decode) as client:
+        yield AsyncInfer(client)
+
+
+@pytest.fixture
+async def async_infer(server: Server, loaded: Infer) -> AsyncIterator[AsyncInfer]:
+    async with server.async_client() as client:
+        yield AsyncInfer(client)
+
+
+def check(pieces: list[Piece], result: Generation | None, expected: Generation) -> None:
+    assert "".join(map(str, pieces)) == expected.text
+    tokens = [p.token for p in pieces if p.token is not None]
+    assert tokens == expected.tokens.tolist()
+    assert [p.i for p in pieces] == list(range(len(pieces)))
+    assert result is not None
+    assert (result.text, result.tokens.tolist()) == (expected.text, expected.tokens.tolist())
+    assert result.finish_reason == expected.finish_reason
+    assert result.output_tokens == expected.output_tokens
+    assert 0 < result.first_token_us <= result.total_us
+
+
+# ---- the same pieces whatever the client ----
+
+
+def test_every_kind_of_client_gets_the_pieces_of_a_generation(
+    any_infer: Infer, client: redis.Redis
+) -> None:
+    expected = any_infer.generate("smol", PROMPT, max_tokens=12)
+    stream = any_infer.stream("smol", PROMPT, max_tokens=12)
+    pieces = list(stream)
+    check(pieces, stream.result, expected)
+    assert client.keys() == [], "its stream is removed"
+    # The connections are good for more.
+    check(list(again := any_infer.stream("smol", PROMPT, max_tokens=12)), again.result, expected)
+    assert any_infer.generate("smol", PROMPT, max_tokens=12).text == expected.text
+
+
+async def test_the_async_client_gets_the_same_pieces(
+    any_async: AsyncInfer, loaded: Infer, client: redis.Redis
+) -> None:
+    expected = loaded.generate("smol", PROMPT, max_tokens=12)
+    for _ in range(2):
+        stream = any_async.stream("smol", PROMPT, max_tokens=12)
+        pieces = [piece async for piece in stream]
+        check(pieces, stream.result, expected)
+    assert client.keys() == []
+
+
+def test_pieces_come_before_the_end(loaded: Infer, client: redis.Redis) -> None:
+    with loaded.stream("smol", PROMPT, **LONG) as stream:
+        next(stream)
+        assert requests(client)[0]["state"] == b"running"
+    assert_idle(client)
+
+
+def test_pieces_have_logprobs_where_asked_for(loaded: Infer) -> None:
+    stream = loaded.stream("smol", PROMPT, max_tokens=4, logprobs=0)
+    logprobs = [piece.logprob for piece in stream]
+    assert stream.result is not None and stream.result.logprobs is not None
+    assert logprobs == pytest.approx(stream.result.logprobs.tolist())
+
+
+def test_a_prompt_of_keys_streams_in_their_slot(loaded: Infer, client: redis.Redis) -> None:
+    for key in ("plain", "{tag}:k", b"\xff{\xfe}"):
+        loaded.store_tokens(key, loaded.tokenizer("smol").encode(PROMPT))
+        stream = loaded.stream("smol", keys=key, max_tokens=300, ignore_eos=True)
+        next(stream)
+        (own,) = client.scan_iter("infer:stream:*")
+        assert key_slot(own) == key_slot(key if isinstance(key, bytes) else key.encode())
+        stream.close()
+        assert_idle(client)  # the last entry is written
+        client.flushall()
+
+
+# ---- leaving early ----
+
+
+def test_leaving_the_loop_cancels_the_request(loaded: Infer, client: redis.Redis) -> None:
+    for n, _piece in enumerate(loaded.stream("smol", PROMPT, **LONG)):
+        if n == 3:
+            break
+    assert_idle(client)
+    assert client.info("infer")["infer_requests_cancelled"] > 0
+    # What is left of the stream expires by itself.
+    (key,) = client.keys()
+    assert 0 < client.pttl(key) <= 60000
+
+
+def test_a_stream_that_is_dropped_cancels_the_request(loaded: Infer, client: redis.Redis) -> None:
+    stream = loaded.stream("smol", PROMPT, **LONG)
+    next(stream)
+    assert requests(client)
+    del stream
+    gc.collect()
+    assert_idle(client)
+
+
+def test_a_stream_that_is_never_read_asks_for_nothing(loaded: Infer, client: redis.Redis) -> None:
+    before = client.info("infer")["infer_requests_total"]
+    loaded.stream("smol", PROMPT, **LONG).close()
+    assert client.info("infer")["infer_requests_total"] == before
+
+
+async def test_leaving_an_async_loop_cancels_the_request(
+    async_infer: AsyncInfer, client: redis.Redis
+) -> None:
+    async for piece in async_infer.stream("smol", PROMPT, **LONG):
+        if piece.i == 3:
+            break
+    await asyncio.sleep(0)  # the event loop closes generators that were dropped
+    await asyncio.to_thread(assert_idle, client)
+    async with async_infer.stream("smol", PROMPT, **LONG) as stream:
+        await anext(stream)
+    await asyncio.to_thread(assert_idle, client)
+    # Connections that were left in the middle of a reply are not used again.
+    assert (await async_infer.generate("smol", PROMPT, max_tokens=2)).output_tokens == 2
+
+
+async def test_cancelling_a_task_that_streams_cancels_the_request(
+    async_infer: AsyncInfer, client: redis.Redis
+) -> None:
+    async def consume() -> None:
+        async for _ in async_infer.stream("smol", PROMPT, **LONG):
+            pass
+
+    task = asyncio.create_task(consume())
+    await asyncio.to_thread(wait_until, lambda: requests(client), "it runs")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.to_thread(assert_idle, client)
+
+
+def test_a_process_that_dies_leaves_no_request(server: Server, client: redis.Redis) -> None:
+    code = (
+        "import redis, redis_infer, sys\n"
+        "infer = redis_infer.Infer(redis.Redis(unix_socket_path=sys.argv[1]))\n"
+        "for piece in infer.stream('smol', [504, 3575], max_tokens=4000, ignore_eos=True):\n"
+        "    print('got', flush=True)\n"
+    )
+    command = [sys.executable, "-c", code, str(server.unix_socket)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"got\n"
+        assert requests(client)
+        process.kill()
+    assert_idle(client)
+
+
+# ---- errors ----
+
+
+def test_what_is_refused_is_raised_at_the_first_piece(any_infer: Infer) -> None:
+    with pytest.raises(NoModelError):
+        next(any_infer.stream("nothing", [1, 2]))
+    with pytest.raises(NoKeyError):
+        next(any_infer.stream("smol", keys="nothing"))
+    with pytest.raises(redis.ResponseError, match="TOPP"):
+        next(any_infer.stream("smol", [1], top_p=7))
+    assert any_infer.generate("smol", PROMPT, max_tokens=1).output_tokens == 1
+
+
+async def test_what_is_refused_is_raised_in_asyncio_too(any_async: AsyncInfer) -> None:
+    with pytest.raises(NoKeyError):
+        await anext(any_async.stream("smol", keys="nothing"))
+    assert (await any_async.generate("smol", PROMPT, max_tokens=1)).output_tokens == 1
+
+
+def test_an_error_on_the_way_is_raised_where_it_came(loaded: Infer, client: redis.Redis) -> None:
+    stream = loaded.stream("smol", PROMPT, **LONG, stream="s")
+    next(stream)
+    client.set("s", "a string")
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        list(stream)
+    assert_idle(client)
+
+
+def test_a_stream_that_was_deleted_is_made_up_for_by_the_reply(
+    loaded: Infer, client: redis.Redis
+) -> None:
+    expected = loaded.generate("smol", PROMPT, max_tokens=40, ignore_eos=True)
+    stop = threading.Event()
+
+    def delete() -> None:
+        while not stop.is_set():
+            client.flushall()
+
+    deleting = threading.Thread(target=delete)
+    deleting.start()
+    stream = loaded.stream("smol", PROMPT, max_tokens=40, ignore_eos=True)
+    for _ in stream:
+        pass
+    stop.set()
+    deleting.join()
+    assert stream.result is not None
+    assert stream.result.text == expected.text
+
+
+# ---- streams of others ----
+
+
+def test_anybody_follows_a_submitted_request(any_infer: Infer, client: redis.Redis) -> None:
+    expected = any_infer.generate("smol", PROMPT, max_tokens=30, ignore_eos=True)
+    options: dict[str, Any] = {"max_tokens": 30, "ignore_eos": True, "stream": "s", "store": "out"}
+    request = any_infer.submit("smol", PROMPT, **options)
+    assert request > 0
+    for _ in range(2):  # as often as wanted
+        stream = any_infer.follow("s", timeout_s=20)
+        check(list(stream), stream.result, expected)
+    stored = any_infer.load_tokens("out")
+    assert stored is not None and stored.tolist() == expected.tokens.tolist()
+    assert client.xlen("s") == 31
+
+
+async def test_anybody_follows_in_asyncio(any_async: AsyncInfer, loaded: Infer) -> None:
+    expected = loaded.generate("smol", PROMPT, max_tokens=10)
+    await any_async.submit("smol", PROMPT, max_tokens=10, stream="s")
+    stream = any_async.follow("s", timeout_s=20)
+    check([piece async for piece in stream], stream.result, expected)
+
+
+def test_leaving_a_followed_stream_has_no_effect(loaded: Infer, client: redis.Redis) -> None:
+    request = loaded.submit("smol", PROMPT, **LONG, stream="s")
+    for _ in loaded.follow("s"):
+        break
+    assert requests(client)[0]["state"] == b"running"
+    assert loaded.cancel(request)
+    stream = loaded.follow("s")
+    list(stream)
+    assert stream.result is not None
+    assert stream.result.finish_reason == "cancelled"
+
+
+def test_following_raises_what_ended_the_request(loaded: Infer, model_path: Any) -> None:
+    loaded.load("passing", model_path)
+    loaded.submit("passing", PROMPT, **LONG, stream="s")
+    stream = loaded.follow("s")
+    next(stream)
+    loaded.unload("passing")
+    with pytest.raises(NoModelError):
+        list(stream)
+
+
+def test_following_nothing_times_out(loaded: Infer) -> None:
+    with pytest.raises(TimeoutError, match="'s' had no new entry"):
+        next(loaded.follow("s", timeout_s=0.05))
+
+
+async def test_following_nothing_times_out_in_asyncio(async_infer: AsyncInfer) -> None:
+    with pytest.raises(TimeoutError, match="'s' had no new entry"):
+        await anext(async_infer.follow("s", timeout_s=0.05))
+
+
+def test_a_stream_of_ones_own_can_be_trimmed_and_expire(loaded: Infer, client: redis.Redis) -> None:
+    options: dict[str, Any] = {"stream_maxlen": 3, "stream_ttl_ms": 100000}
+    list(loaded.stream("smol", PROMPT, max_tokens=5, ignore_eos=True, stream="s", **options))
+    assert client.xlen("s") == 3
+    assert 0 < client.pttl("s") <= 100000
