@@ -1,6 +1,6 @@
-/* INFER.EMBED model numkeys key [key ...] [TOKENS blob] [TIMEOUT ms]
+/* INFER.EMBED model numkeys key [key ...] [TOKENS blob [LENGTHS lengths]] [TIMEOUT ms]
  *
- * One vector for each key's tokens, and for the blob's. Main thread. */
+ * One vector for each key's tokens, and for the blob's; or, with LENGTHS, for each part of the blob. Main thread. */
 #include "args.h"
 #include "commands.h"
 #include "job.h"
@@ -11,12 +11,13 @@
 #include <stddef.h>
 
 struct embed_args {
-    struct arg_string tokens;
+    struct arg_string tokens, lengths;
     int timeout_ms;
 };
 
 static const struct option options[] = {
     {"TOKENS", OPTION_STRING, offsetof(struct embed_args, tokens), 0, 0},
+    {"LENGTHS", OPTION_STRING, offsetof(struct embed_args, lengths), 0, 0},
     {"TIMEOUT", OPTION_INT, offsetof(struct embed_args, timeout_ms), 1, INT_MAX},
     {0},
 };
@@ -52,7 +53,7 @@ int cmd_embed(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
 
     struct job *j = job_create_embed(&prompt.model, &err);
     if (!j) return reply_error(ctx, &err);
-    if (prompt_add_inputs(ctx, j->embed, &prompt, &a.tokens, &err) < 0) {
+    if (prompt_add_inputs(ctx, j->embed, &prompt, &a.tokens, &a.lengths, &err) < 0) {
         job_free(j);
         return reply_error(ctx, &err);
     }

@@ -138,6 +138,7 @@ static RedisModuleCommandArg score_args[] = {
 
 static RedisModuleCommandArg embed_args[] = {
     PROMPT_ARGS,
+    OPTION("LENGTHS", "lengths", STRING),
     OPTION("TIMEOUT", "milliseconds", INTEGER),
     {0},
 };

@@ -9,6 +9,7 @@
 #include "config.h"
 
 #include <stdio.h>
+#include <string.h>
 
 static const char *key_type_name(int type)
 {
@@ -90,18 +91,51 @@ int prompt_append_key(RedisModuleCtx *ctx, struct llm_request *r, const struct p
     return prompt_append_bytes(ctx, r, k->what, k->data, k->bytes, err);
 }
 
-static int append_all(RedisModuleCtx *ctx, const struct target *to, const struct arg_prompt *keys,
-                      const struct arg_string *blob, struct reply_error *err)
+static int append_keys(RedisModuleCtx *ctx, const struct target *to, const struct arg_prompt *keys,
+                       struct reply_error *err)
 {
     for (int i = 0; i < keys->n_keys; i++)
         if (append_key(ctx, to, keys->keys[i], err) < 0) return -1;
+    return 0;
+}
+
+/* Each part of the blob as an input. */
+static int append_parts(RedisModuleCtx *ctx, const struct target *to, const struct arg_string *blob,
+                        const struct arg_string *lengths, struct reply_error *err)
+{
+    size_t n = lengths->len / sizeof(uint32_t), at = 0;
+    if (!blob->data) return reply_fail(err, "ERR", "LENGTHS says where to cut TOKENS, which is not given");
+    if (lengths->len % sizeof(uint32_t) != 0)
+        return reply_fail(err, "ERR", "LENGTHS holds %zu bytes, not a whole number of uint32 lengths", lengths->len);
+    for (size_t i = 0; i < n; i++) {
+        uint32_t length;
+        memcpy(&length, lengths->data + i * sizeof length, sizeof length);
+        size_t bytes = (size_t)length * sizeof(uint32_t);
+        char what[48];
+        if (bytes > blob->len - at)
+            return reply_fail(err, "ERR", "LENGTHS asks for %u tokens as part %zu of TOKENS, where %zu bytes are left",
+                              length, i + 1, blob->len - at);
+        snprintf(what, sizeof what, "part %zu of TOKENS", i + 1);
+        if (append(ctx, to, blob->data + at, bytes, what, err) < 0) return -1;
+        at += bytes;
+    }
+    if (at < blob->len) return reply_fail(err, "ERR", "LENGTHS leaves %zu bytes of TOKENS over", blob->len - at);
+    return 0;
+}
+
+static int append_blob(RedisModuleCtx *ctx, const struct target *to, const struct arg_string *blob,
+                       struct reply_error *err)
+{
     return blob->data ? append(ctx, to, blob->data, blob->len, "TOKENS", err) : 0;
 }
 
 int prompt_add_inputs(RedisModuleCtx *ctx, struct embed_request *r, const struct arg_prompt *keys,
-                      const struct arg_string *blob, struct reply_error *err)
+                      const struct arg_string *blob, const struct arg_string *lengths, struct reply_error *err)
 {
-    if (append_all(ctx, &(struct target){.embed = r}, keys, blob, err) < 0) return -1;
+    struct target to = {.embed = r};
+    if (append_keys(ctx, &to, keys, err) < 0 ||
+        (lengths->data ? append_parts(ctx, &to, blob, lengths, err) : append_blob(ctx, &to, blob, err)) < 0)
+        return -1;
     if (r->n_inputs == 0)
         return reply_fail(err, "BADTOKENS", "there is no input: give keys that hold tokens, or TOKENS");
     return 0;
@@ -110,7 +144,8 @@ int prompt_add_inputs(RedisModuleCtx *ctx, struct embed_request *r, const struct
 int prompt_append(RedisModuleCtx *ctx, struct llm_request *r, const struct arg_prompt *keys,
                   const struct arg_string *blob, struct reply_error *err)
 {
-    if (append_all(ctx, &(struct target){.request = r}, keys, blob, err) < 0) return -1;
+    struct target to = {.request = r};
+    if (append_keys(ctx, &to, keys, err) < 0 || append_blob(ctx, &to, blob, err) < 0) return -1;
     if (r->n_prompt == 0)
         return reply_fail(err, "BADTOKENS", "the prompt is empty: give keys that hold tokens, or TOKENS");
     return 0;

@@ -15,9 +15,10 @@ int prompt_report_keys(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
 int prompt_append(RedisModuleCtx *ctx, struct llm_request *r, const struct arg_prompt *keys,
                   const struct arg_string *blob, struct reply_error *err);
 
-/* Adds the tokens of each key, and those of the blob (data NULL: none), as one input each. Errors as above. */
+/* Adds the tokens of each key, and those of the blob (data NULL: none), as one input each; where lengths are given
+ * (packed uint32, data NULL: not), the blob is that many inputs of so many tokens. Errors as above. */
 int prompt_add_inputs(RedisModuleCtx *ctx, struct embed_request *r, const struct arg_prompt *keys,
-                      const struct arg_string *blob, struct reply_error *err);
+                      const struct arg_string *blob, const struct arg_string *lengths, struct reply_error *err);
 
 /* ---- one by one ---- */
 

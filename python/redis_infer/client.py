@@ -14,9 +14,10 @@ import contextlib
 import inspect
 import math
 import os
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import redis
 import redis.asyncio
 from redis.exceptions import ResponseError
@@ -24,8 +25,8 @@ from redis.exceptions import ResponseError
 from . import commands, prompts, streaming
 from .commands import Argument, Command, GenerateOptions, Key, Tokens
 from .errors import from_response
-from .prompts import Prompt
-from .results import Generation, ModelInfo, Piece, RequestInfo, Score, TokenArray
+from .prompts import Inputs, Prompt
+from .results import FloatArray, Generation, ModelInfo, Piece, RequestInfo, Score, TokenArray
 from .streaming import AsyncStream, Stream
 
 if TYPE_CHECKING:
@@ -186,6 +187,42 @@ class Infer:
         tokens = self._tokens(model, prompt, keys)
         return self._run(commands.score(model, keys, tokens, top=top))
 
+    def embed(
+        self,
+        model: str,
+        inputs: Inputs = (),
+        *,
+        keys: Key | Iterable[Key] = (),
+        truncate: bool = False,
+        timeout_ms: int | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> FloatArray:
+        """The vectors of token keys and of texts, [n, dimensions], each of length 1.
+
+        Args:
+            inputs: texts, or token ids of each text with the special tokens that the model's
+                tokenizer adds.
+            keys: token keys, read inside the server; their vectors come first.
+            truncate: cut texts that are longer than the model's context; else they are an error.
+            tokenizer: the model's, for texts; default: the one in the model's file, which must
+                then be readable on this machine.
+
+        See ``docs/commands.md``, INFER.EMBED.
+        """
+        keys = [keys] if isinstance(keys, (str, bytes)) else list(keys)
+        encoded: Sequence[Tokens] = ()
+        if prompts.are_texts(inputs):
+            info = self.info(model)
+            tokenizer = tokenizer or prompts.tokenizer_of(info)
+            context = info["context"] if truncate else None
+            encoded = prompts.encode_inputs(tokenizer, inputs, context=context)
+        else:
+            encoded = inputs
+        parts = []
+        for command in commands.embed_batches(model, keys, encoded, timeout_ms=timeout_ms):
+            parts.append(self._run(command))
+        return np.concatenate(parts)
+
     def requests(self) -> list[RequestInfo]:
         """What the server works on, oldest first. INFER.REQUESTS."""
         return self._run(commands.requests())
@@ -325,6 +362,34 @@ class AsyncInfer:
         """See :meth:`Infer.score`."""
         tokens = await self._tokens(model, prompt, keys)
         return await self._run(commands.score(model, keys, tokens, top=top))
+
+    async def embed(
+        self,
+        model: str,
+        inputs: Inputs = (),
+        *,
+        keys: Key | Iterable[Key] = (),
+        truncate: bool = False,
+        timeout_ms: int | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> FloatArray:
+        """See :meth:`Infer.embed`."""
+        keys = [keys] if isinstance(keys, (str, bytes)) else list(keys)
+        encoded: Sequence[Tokens] = ()
+        if prompts.are_texts(inputs):
+            info = await self.info(model)
+            if tokenizer is None:
+                tokenizer = await asyncio.to_thread(prompts.tokenizer_of, info)
+            context = info["context"] if truncate else None
+            encoded = await asyncio.to_thread(
+                prompts.encode_inputs, tokenizer, inputs, context=context
+            )
+        else:
+            encoded = inputs
+        parts = []
+        for command in commands.embed_batches(model, keys, encoded, timeout_ms=timeout_ms):
+            parts.append(await self._run(command))
+        return np.concatenate(parts)
 
     async def requests(self) -> list[RequestInfo]:
         """See :meth:`Infer.requests`."""

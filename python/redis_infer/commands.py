@@ -7,7 +7,7 @@ it. Replies come undecoded: maps as dicts with bytes keys (RESP3) or as flat lis
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
@@ -152,6 +152,43 @@ def score(
     return Command(tuple(args), _parse_score)
 
 
+def embed(
+    model: str,
+    keys: Key | Iterable[Key],
+    inputs: Sequence[Tokens],
+    *,
+    timeout_ms: int | None = None,
+) -> Command[FloatArray]:
+    names = [keys] if isinstance(keys, (str, bytes)) else list(keys)
+    args: list[Argument] = ["INFER.EMBED", model, len(names), *names]
+    if inputs:
+        blobs = [pack_tokens(tokens) for tokens in inputs]
+        lengths = np.array([len(blob) // 4 for blob in blobs], "<u4")
+        args += ["TOKENS", b"".join(blobs), "LENGTHS", lengths.tobytes()]
+    elif not names:
+        raise ValueError("there is nothing to embed: give texts, token ids or keys")
+    _put(args, "TIMEOUT", timeout_ms)
+    return Command(tuple(args), _parse_vectors)
+
+
+MAX_EMBED_INPUTS = 4096
+"""Texts of one command. The server takes more; but each command's reply waits for all of them."""
+
+
+def embed_batches(
+    model: str,
+    keys: Sequence[Key],
+    inputs: Sequence[Tokens],
+    *,
+    timeout_ms: int | None = None,
+) -> Iterator[Command[FloatArray]]:
+    """Commands for any number of inputs: keys first."""
+    for begin in range(0, max(len(keys) + len(inputs), 1), MAX_EMBED_INPUTS):
+        end = begin + MAX_EMBED_INPUTS
+        some = inputs[max(begin - len(keys), 0) : max(end - len(keys), 0)]
+        yield embed(model, keys[begin:end], some, timeout_ms=timeout_ms)
+
+
 def requests() -> Command[list[RequestInfo]]:
     return Command(("INFER.REQUESTS",), lambda reply: [as_info(entry) for entry in reply])
 
@@ -285,6 +322,12 @@ def _parse_generation(reply: Any) -> Generation:
         top_ids=top_ids,
         top_logprobs=top_logprobs,
     )
+
+
+def _parse_vectors(reply: Any) -> FloatArray:
+    fields = as_map(reply)
+    vectors = fields["vectors"]
+    return _floats(b"".join(vectors)).reshape(len(vectors), fields["dimensions"])
 
 
 def _parse_score(reply: Any) -> Score:

@@ -123,7 +123,7 @@ def _pooling(folder: Path) -> gguf.PoolingType:
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, folder: Path, config: Mapping[str, Any]) -> None:
-    """As llama.cpp spells it: U+2581 in front of what begins a word, no ``##`` before what does not."""
+    """As llama.cpp spells it: U+2581 before what begins a word, no ``##`` before the rest."""
     words = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
     if words and not words[-1]:
         words.pop()

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .commands import Tokens
 from .errors import TokenizerError
 from .results import ModelInfo
@@ -37,6 +39,38 @@ def encode(tokenizer: Tokenizer, prompt: str | Sequence[Message], *, continues: 
     if isinstance(prompt, str):
         return tokenizer.encode(prompt, add_special=not continues)
     return tokenizer.encode(tokenizer.render_chat(prompt, add_generation_prompt=True))
+
+
+Inputs = str | Sequence[str] | Sequence[Tokens]
+"""Texts or token ids to embed: one text, or several of either."""
+
+
+def are_texts(inputs: Inputs) -> TypeIs[str | Sequence[str]]:
+    if isinstance(inputs, str):
+        return True
+    texts = [isinstance(item, str) for item in inputs]
+    if any(texts) and not all(texts):
+        raise TypeError("the inputs are a mixture of texts and token ids: give one or the other")
+    return any(texts)
+
+
+def encode_inputs(
+    tokenizer: Tokenizer, inputs: str | Sequence[str], *, context: int | None
+) -> Sequence[Tokens]:
+    """Token ids of each text with the special tokens that the model wants.
+
+    Args:
+        context: the most tokens of one text; a longer one loses its end, but not the token that
+            the tokenizer puts there. None: nothing is cut.
+    """
+    texts = [inputs] if isinstance(inputs, str) else list(inputs)
+    encoded = tokenizer.encode_batch(texts, add_special=True)
+    if context is not None:
+        for i, ids in enumerate(encoded):
+            if len(ids) > context:
+                end = ids[-1:] if tokenizer.add_eos else ids[:0]
+                encoded[i] = np.concatenate([ids[: context - len(end)], end])
+    return encoded
 
 
 def tokenizer_of(info: ModelInfo) -> Tokenizer:

@@ -3,9 +3,9 @@
 A GGUF holds the vocabulary, the merges (byte-level BPE) or scores (SentencePiece), and in
 ``tokenizer.ggml.pre`` the name of the rule that cuts text into words before merging. A
 rule that is not known here is refused by name: a near miss would give tokens that the model
-has never seen.
+has never seen. The WordPiece vocabulary of a BERT model is all that there is to it.
 
-No text is normalized on its way in (some models' own files apply Unicode NFC): what
+No text is normalized on its way into a decoder (some models' own files apply Unicode NFC): what
 is decoded is what was encoded, byte for byte. Bytes for which a byte-level vocabulary has
 no token at all, such as U+0004 in SmolLM2's, are the exception: they are left out.
 """
@@ -148,25 +148,29 @@ class Tokenizer:
                 raise TokenizerError(
                     f"the file has {self.vocab_size} tokens but {len(self._scores)} scores"
                 )
-        else:
+        elif self._kind != "bert":
             raise TokenizerError(
                 f"the file's tokenizer '{self._kind}' (tokenizer.ggml.model) is not implemented; "
-                "known are gpt2 (byte-level BPE) and llama (SentencePiece)"
+                "known are gpt2 (byte-level BPE), llama (SentencePiece) and bert (WordPiece)"
             )
 
-        sentencepiece = self._rule is None
-        self._space_prefix = sentencepiece and bool(
+        wordpiece = self._kind == "bert"
+        self._space_prefix = self._rule is None and bool(
             metadata.get("tokenizer.ggml.add_space_prefix", True)
         )
         self.bos_id = self._special_id(metadata, "bos")
         self.eos_id = self._special_id(metadata, "eos")
+        if wordpiece:  # [CLS] text [SEP]; some converters name the first one bos, some cls
+            cls, sep = self._special_id(metadata, "cls"), self._special_id(metadata, "seperator")
+            self.bos_id = self.bos_id if cls is None else cls
+            self.eos_id = self.eos_id if sep is None else sep
         self._unk_id = self._special_id(metadata, "unknown")
         self._pad_id = self._special_id(metadata, "padding")
         add_bos = metadata.get(
             "tokenizer.ggml.add_bos_token", self._rule.add_bos if self._rule else True
         )
         self.add_bos = bool(add_bos) and self.bos_id is not None
-        self.add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", False)) and (
+        self.add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", wordpiece)) and (
             self.eos_id is not None
         )
         self.chat_template: str | None = metadata.get("tokenizer.chat_template")
@@ -351,7 +355,12 @@ class Tokenizer:
 
     def _build(self, *, parse_special: bool) -> tokenizers.Tokenizer:
         try:
-            engine = self._byte_level_bpe() if self._rule else self._sentencepiece_bpe()
+            if self._rule:
+                engine = self._byte_level_bpe()
+            elif self._scores is not None:
+                engine = self._sentencepiece_bpe()
+            else:
+                engine = self._wordpiece()
         except TokenizerError:
             raise
         except Exception as error:  # `tokenizers` raises plain Exception
@@ -386,6 +395,18 @@ class Tokenizer:
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
+        return engine
+
+    def _wordpiece(self) -> tokenizers.Tokenizer:
+        """BERT's, uncased: without accents, cut at spaces, punctuation and ideographs."""
+        if self._unk_id is None:
+            raise TokenizerError("the file has no 'tokenizer.ggml.unknown_token_id'")
+        vocabulary = {_wordpiece_spelling(text): i for i, text in enumerate(self._tokens)}
+        engine = tokenizers.Tokenizer(
+            models.WordPiece(vocabulary, unk_token=self._tokens[self._unk_id])
+        )
+        engine.normalizer = normalizers.BertNormalizer(lowercase=True)
+        engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         return engine
 
     def _sentencepiece_bpe(self) -> tokenizers.Tokenizer:
@@ -440,6 +461,13 @@ def _clean(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+def _wordpiece_spelling(text: str) -> str:
+    """BERT's own spelling of a token: ``word``, ``##continuation`` or ``[SPECIAL]``."""
+    if text.startswith(_SPACE):
+        return text[1:]
+    return text if text.startswith("[") and text.endswith("]") else "##" + text
 
 
 def _byte_level_piece(text: str, kind: int) -> bytes:
