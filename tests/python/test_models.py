@@ -166,7 +166,10 @@ def test_every_known_model_has_its_own_file_and_a_checkable_source() -> None:
     assert models.DEFAULT_MODEL in models.KNOWN_MODELS
     for name, model in models.KNOWN_MODELS.items():
         assert model.name == name
-        assert isinstance(model.source, models.FromHub) or len(model.sha256 or "") == 64
+        if isinstance(model.source, models.ConvertedFromPyPI):
+            assert all(len(sha256) == 64 for sha256 in model.source.sha256.values())
+        else:
+            assert isinstance(model.source, models.FromHub) or len(model.sha256 or "") == 64
 
 
 def test_the_default_model_is_what_its_registry_entry_says(model_path: Path) -> None:
