@@ -11,7 +11,7 @@ print(infer.generate("smol", [{"role": "user", "content": "Why is the sky blue?"
 from importlib.metadata import PackageNotFoundError, version
 
 from .client import AsyncInfer, Infer
-from .commands import GenerateOptions, pack_tokens, unpack_tokens
+from .commands import GenerateOptions, RagOptions, pack_tokens, unpack_tokens
 from .corpus import AsyncCorpus, Corpus, CorpusInfo, Hit
 from .errors import (
     BadTokensError,
@@ -26,7 +26,15 @@ from .errors import (
     TokenizerError,
     WrongTypeError,
 )
-from .results import Generation, ModelInfo, Piece, Score
+from .results import (
+    Generation,
+    ModelInfo,
+    Piece,
+    RagGeneration,
+    Score,
+    SkippedSource,
+    Source,
+)
 from .streaming import AsyncStream, Stream
 
 try:
@@ -54,8 +62,12 @@ __all__ = [
     "NoKeyError",
     "NoModelError",
     "Piece",
+    "RagGeneration",
+    "RagOptions",
     "RequestCancelledError",
     "Score",
+    "SkippedSource",
+    "Source",
     "Stream",
     "TokenizerError",
     "WrongTypeError",

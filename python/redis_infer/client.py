@@ -23,10 +23,19 @@ import redis.asyncio
 from redis.exceptions import ResponseError
 
 from . import commands, prompts, streaming
-from .commands import Argument, Command, GenerateOptions, Key, Tokens
+from .commands import Argument, Command, GenerateOptions, Key, RagOptions, Tokens, Vector
 from .errors import from_response
 from .prompts import Inputs, Prompt
-from .results import FloatArray, Generation, ModelInfo, Piece, RequestInfo, Score, TokenArray
+from .results import (
+    FloatArray,
+    Generation,
+    ModelInfo,
+    Piece,
+    RagGeneration,
+    RequestInfo,
+    Score,
+    TokenArray,
+)
 from .streaming import AsyncStream, Stream
 
 if TYPE_CHECKING:
@@ -112,7 +121,7 @@ class Infer:
 
         See ``docs/commands.md``, INFER.GENERATE.
         """
-        tokens = self._tokens(model, prompt, keys)
+        tokens = self._tokens(model, prompt, continues=bool(keys))
         return self._run(commands.generate(model, keys, tokens, **options))
 
     def stream(
@@ -133,7 +142,7 @@ class Infer:
         to that key and stay there. Takes two of the client's connections meanwhile.
         """
         keys = commands.key_list(keys)
-        tokens = self._tokens(model, prompt, keys)
+        tokens = self._tokens(model, prompt, continues=bool(keys))
         key = options.get("stream")
         if key is None:
             options.setdefault("stream_ttl_ms", streaming.OWN_TTL_MS)
@@ -155,7 +164,7 @@ class Infer:
         It runs to its end whether or not this client stays. :meth:`follow` reads its stream,
         from anywhere; :meth:`cancel` ends it.
         """
-        tokens = self._tokens(model, prompt, keys)
+        tokens = self._tokens(model, prompt, continues=bool(keys))
         return self._run(commands.submit(model, keys, tokens, **options))
 
     def follow(self, key: Key, *, timeout_s: float | None = None) -> Stream:
@@ -168,6 +177,42 @@ class Infer:
         requests' entries is read up to the end of the first.
         """
         return Stream(streaming.follow(self._client.connection_pool, key, self._read, timeout_s))
+
+    def rag(
+        self,
+        model: str,
+        vset: Key,
+        prompt: Prompt | None = None,
+        *,
+        element: Key | None = None,
+        vector: Vector | None = None,
+        query: str | Tokens | None = None,
+        embed_model: str | None = None,
+        **options: Unpack[RagOptions],
+    ) -> RagGeneration:
+        """Searches a vector set and continues the tokens of what it found, in one command.
+
+        The prompt is: the key ``before``; the tokens of the nearest elements, best first, with
+        the key ``between`` in between; the key ``after``; ``prompt``.
+
+        Args:
+            prompt: text or token ids. It continues what is before it, so it gets no token of
+                its own at the beginning.
+            element: the query is this element's vector.
+            vector: [dimensions] The query.
+            query: the query is the vector of this text, or of these token ids, which
+                ``embed_model`` computes in the same command.
+            options: see :class:`redis_infer.commands.RagOptions`.
+
+        See ``docs/commands.md``, INFER.RAG.
+        """
+        tokens = self._tokens(model, prompt, continues=True)
+        embed = self._query(query, embed_model)
+        return self._run(
+            commands.rag(
+                model, vset, tokens, element=element, vector=vector, embed=embed, **options
+            )
+        )
 
     def score(
         self,
@@ -184,7 +229,7 @@ class Infer:
 
         See ``docs/commands.md``, INFER.SCORE.
         """
-        tokens = self._tokens(model, prompt, keys)
+        tokens = self._tokens(model, prompt, continues=bool(keys))
         return self._run(commands.score(model, keys, tokens, top=top))
 
     def embed(
@@ -251,12 +296,21 @@ class Infer:
 
     # ---- inside ----
 
-    def _tokens(
-        self, model: str, prompt: Prompt | None, keys: Key | Iterable[Key]
-    ) -> Tokens | None:
+    def _tokens(self, model: str, prompt: Prompt | None, *, continues: bool) -> Tokens | None:
         if not prompts.needs_tokenizer(prompt):
             return prompt
-        return prompts.encode(self.tokenizer(model), prompt, continues=bool(keys))
+        return prompts.encode(self.tokenizer(model), prompt, continues=continues)
+
+    def _query(
+        self, query: str | Tokens | None, embed_model: str | None
+    ) -> tuple[str, Tokens] | None:
+        prompts.check_query(query, embed_model)
+        if query is None or embed_model is None:
+            return None
+        if isinstance(query, str):  # self.tokenizer may be the generating model's
+            tokenizer = prompts.tokenizer_of(self.info(embed_model))
+            (query,) = prompts.encode_inputs(tokenizer, query, context=None)
+        return embed_model, query
 
     def _run(self, command: Command[T]) -> T:
         try:
@@ -321,7 +375,7 @@ class AsyncInfer:
         **options: Unpack[GenerateOptions],
     ) -> Generation:
         """See :meth:`Infer.generate`. Cancelling the task cancels the request in the server."""
-        tokens = await self._tokens(model, prompt, keys)
+        tokens = await self._tokens(model, prompt, continues=bool(keys))
         return await self._run(commands.generate(model, keys, tokens, **options))
 
     def stream(
@@ -344,12 +398,33 @@ class AsyncInfer:
         **options: Unpack[GenerateOptions],
     ) -> int:
         """See :meth:`Infer.submit`."""
-        tokens = await self._tokens(model, prompt, keys)
+        tokens = await self._tokens(model, prompt, continues=bool(keys))
         return await self._run(commands.submit(model, keys, tokens, **options))
 
     def follow(self, key: Key, *, timeout_s: float | None = None) -> AsyncStream:
         """See :meth:`Infer.follow`. Not awaited: ``async for piece in infer.follow(key)``."""
         return AsyncStream(self._follow(key, timeout_s))
+
+    async def rag(
+        self,
+        model: str,
+        vset: Key,
+        prompt: Prompt | None = None,
+        *,
+        element: Key | None = None,
+        vector: Vector | None = None,
+        query: str | Tokens | None = None,
+        embed_model: str | None = None,
+        **options: Unpack[RagOptions],
+    ) -> RagGeneration:
+        """See :meth:`Infer.rag`. Cancelling the task cancels the request in the server."""
+        tokens = await self._tokens(model, prompt, continues=True)
+        embed = await self._query(query, embed_model)
+        return await self._run(
+            commands.rag(
+                model, vset, tokens, element=element, vector=vector, embed=embed, **options
+            )
+        )
 
     async def score(
         self,
@@ -360,7 +435,7 @@ class AsyncInfer:
         top: int | None = None,
     ) -> Score:
         """See :meth:`Infer.score`."""
-        tokens = await self._tokens(model, prompt, keys)
+        tokens = await self._tokens(model, prompt, continues=bool(keys))
         return await self._run(commands.score(model, keys, tokens, top=top))
 
     async def embed(
@@ -418,12 +493,22 @@ class AsyncInfer:
 
     # ---- inside ----
 
-    async def _tokens(
-        self, model: str, prompt: Prompt | None, keys: Key | Iterable[Key]
-    ) -> Tokens | None:
+    async def _tokens(self, model: str, prompt: Prompt | None, *, continues: bool) -> Tokens | None:
         if not prompts.needs_tokenizer(prompt):
             return prompt
-        return prompts.encode(await self.tokenizer(model), prompt, continues=bool(keys))
+        return prompts.encode(await self.tokenizer(model), prompt, continues=continues)
+
+    async def _query(
+        self, query: str | Tokens | None, embed_model: str | None
+    ) -> tuple[str, Tokens] | None:
+        prompts.check_query(query, embed_model)
+        if query is None or embed_model is None:
+            return None
+        if isinstance(query, str):
+            info = await self.info(embed_model)
+            tokenizer = await asyncio.to_thread(prompts.tokenizer_of, info)
+            (query,) = prompts.encode_inputs(tokenizer, query, context=None)
+        return embed_model, query
 
     async def _run(self, command: Command[T]) -> T:
         try:
@@ -457,7 +542,7 @@ class AsyncInfer:
         options: GenerateOptions,
     ) -> AsyncGenerator[Piece | Generation, None]:
         keys = commands.key_list(keys)
-        tokens = await self._tokens(model, prompt, keys)
+        tokens = await self._tokens(model, prompt, continues=bool(keys))
         key = options.get("stream")
         if key is None:
             options.setdefault("stream_ttl_ms", streaming.OWN_TTL_MS)

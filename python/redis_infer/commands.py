@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .results import FloatArray, Generation, ModelInfo, RequestInfo, Score, TokenArray
+from .results import (
+    FloatArray,
+    Generation,
+    ModelInfo,
+    RagGeneration,
+    RequestInfo,
+    Score,
+    SkippedSource,
+    Source,
+    TokenArray,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -25,6 +35,10 @@ Key = str | bytes
 Argument = str | bytes | int | float
 Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
 """Token ids in one dimension: a numpy array of integers, a list of ints."""
+
+
+Vector = Sequence[float] | npt.NDArray[np.floating[Any]]
+"""[dimensions]"""
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,31 @@ class GenerateOptions(TypedDict, total=False):
     """Keep so many of the stream's newest entries."""
     stream_ttl_ms: int
     """Let the stream expire so long after its last entry."""
+
+
+class RagOptions(GenerateOptions, total=False):
+    """Options of rag: those of generate, and these. Keys are read inside the server."""
+
+    top_n: int
+    """Elements to search for (4)."""
+    filter: str
+    """An expression over the elements' attributes, as of VSIM: ``.lang == "python"``."""
+    epsilon: float
+    """Only elements with a score of at least 1 - epsilon."""
+    ef: int
+    """How widely the graph is searched: more is slower and finds more."""
+    attribute: str
+    """The attribute that holds an element's token key ("tokens")."""
+    budget: int
+    """Most tokens of elements and what is between them; default: what the context holds."""
+    before: Key
+    """A token key: the prompt's beginning."""
+    between: Key
+    """A token key: comes between two elements."""
+    after: Key
+    """A token key: comes after the last element, and before ``prompt``."""
+    skip_bad: bool
+    """Go on without elements whose tokens cannot be read, and report them in ``skipped``."""
 
 
 # ---- models ----
@@ -116,32 +155,46 @@ def submit(
 def _generate(
     model: str, keys: Key | Iterable[Key], tokens: Tokens | None, options: GenerateOptions
 ) -> tuple[Argument, ...]:
-    unknown = options.keys() - GenerateOptions.__annotations__.keys()
-    if unknown:
-        raise TypeError(f"generate has no option '{sorted(unknown)[0]}'")
     args: list[Argument] = ["INFER.GENERATE", model, *_prompt(keys, tokens)]
-    _put(args, "MAXTOKENS", options.get("max_tokens"))
-    _put(args, "TEMPERATURE", options.get("temperature"))
-    _put(args, "TOPK", options.get("top_k"))
-    _put(args, "TOPP", options.get("top_p"))
-    _put(args, "MINP", options.get("min_p"))
-    _put(args, "REPEAT", options.get("repeat_penalty"))
-    _put(args, "SEED", options.get("seed"))
-    stop = options.get("stop", ())
-    texts = (stop,) if isinstance(stop, str) else tuple(stop)
-    if texts:
-        args += ["STOP", len(texts), *texts]
-    if options.get("ignore_eos"):
-        args.append("IGNOREEOS")
-    _put(args, "LOGPROBS", options.get("logprobs"))
-    if options.get("no_cache"):
-        args.append("NOCACHE")
-    _put(args, "TIMEOUT", options.get("timeout_ms"))
-    _put(args, "STORE", options.get("store"))
-    _put(args, "STREAM", options.get("stream"))
-    _put(args, "MAXLEN", options.get("stream_maxlen"))
-    _put(args, "TTL", options.get("stream_ttl_ms"))
+    _put_options(args, "generate", GenerateOptions, options)
     return tuple(args)
+
+
+def rag(
+    model: str,
+    vset: Key,
+    tokens: Tokens | None,
+    *,
+    element: Key | None = None,
+    vector: Vector | None = None,
+    embed: tuple[str, Tokens] | None = None,
+    **options: Unpack[RagOptions],
+) -> Command[RagGeneration]:
+    """One of element, vector and embed (model and tokens) is the query."""
+    args: list[Argument] = ["INFER.RAG", model, vset]
+    if element is not None:
+        args += ["ELE", element]
+    if vector is not None:
+        args += ["FP32", pack_vector(vector)]
+    if embed is not None:
+        args += ["EMBED", embed[0], pack_tokens(embed[1])]
+    if (element is not None) + (vector is not None) + (embed is not None) != 1:
+        raise ValueError("give one query: an element, a vector, or a query and embed_model")
+    _put(args, "TOPN", options.get("top_n"))
+    _put(args, "FILTER", options.get("filter"))
+    _put(args, "EPSILON", options.get("epsilon"))
+    _put(args, "EF", options.get("ef"))
+    _put(args, "ATTR", options.get("attribute"))
+    _put(args, "BUDGET", options.get("budget"))
+    _put(args, "BEFORE", options.get("before"))
+    _put(args, "BETWEEN", options.get("between"))
+    _put(args, "AFTER", options.get("after"))
+    if options.get("skip_bad"):
+        args.append("SKIPBAD")
+    if tokens is not None:
+        args += ["TOKENS", pack_tokens(tokens)]
+    _put_options(args, "rag", RagOptions, options)
+    return Command(tuple(args), _parse_rag)
 
 
 def score(
@@ -234,6 +287,18 @@ def pack_tokens(tokens: Tokens) -> bytes:
     return array.astype("<u4").tobytes()
 
 
+def pack_vector(vector: Vector) -> bytes:
+    """A vector as VADD and VSIM take it: FP32, little-endian.
+
+    Raises:
+        ValueError: it is not one-dimensional.
+    """
+    array = np.asarray(vector, "<f4")
+    if array.ndim != 1:
+        raise ValueError(f"a vector has one dimension, not {array.ndim}")
+    return array.tobytes()
+
+
 def unpack_tokens(blob: bytes, what: str = "the reply") -> TokenArray:
     """The reverse of :func:`pack_tokens`; the array is a copy that may be written to."""
     if len(blob) % 4:
@@ -251,6 +316,36 @@ def _put(args: list[Argument], word: str, value: Argument | None) -> None:
 
 def key_list(keys: Key | Iterable[Key]) -> list[Key]:
     return [keys] if isinstance(keys, (str, bytes)) else list(keys)
+
+
+def _put_options(
+    args: list[Argument], name: str, kind: type, options: GenerateOptions | RagOptions
+) -> None:
+    """Appends what GenerateOptions has; ``kind`` says what may be there beside it."""
+    unknown = options.keys() - kind.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"{name} has no option '{sorted(unknown)[0]}'")
+    _put(args, "MAXTOKENS", options.get("max_tokens"))
+    _put(args, "TEMPERATURE", options.get("temperature"))
+    _put(args, "TOPK", options.get("top_k"))
+    _put(args, "TOPP", options.get("top_p"))
+    _put(args, "MINP", options.get("min_p"))
+    _put(args, "REPEAT", options.get("repeat_penalty"))
+    _put(args, "SEED", options.get("seed"))
+    stop = options.get("stop", ())
+    texts = (stop,) if isinstance(stop, str) else tuple(stop)
+    if texts:
+        args += ["STOP", len(texts), *texts]
+    if options.get("ignore_eos"):
+        args.append("IGNOREEOS")
+    _put(args, "LOGPROBS", options.get("logprobs"))
+    if options.get("no_cache"):
+        args.append("NOCACHE")
+    _put(args, "TIMEOUT", options.get("timeout_ms"))
+    _put(args, "STORE", options.get("store"))
+    _put(args, "STREAM", options.get("stream"))
+    _put(args, "MAXLEN", options.get("stream_maxlen"))
+    _put(args, "TTL", options.get("stream_ttl_ms"))
 
 
 def _prompt(keys: Key | Iterable[Key], tokens: Tokens | None) -> list[Argument]:
@@ -303,25 +398,44 @@ def _parse_top(fields: dict[str, Any], rows: int) -> tuple[TokenArray | None, Fl
 
 
 def _parse_generation(reply: Any) -> Generation:
+    return Generation(**_generation_fields(as_map(reply)))
+
+
+def _parse_rag(reply: Any) -> RagGeneration:
     fields = as_map(reply)
+    return RagGeneration(
+        **_generation_fields(fields),
+        sources=[Source(_name(e), float(score), n) for e, score, n in fields["sources"]],
+        skipped=[SkippedSource(_name(e), _text(error)) for e, error in fields["skipped"]],
+        search_us=fields["search_us"],
+        gather_us=fields["gather_us"],
+        embed_us=fields.get("embed_us"),
+    )
+
+
+def _name(element: bytes) -> str:
+    return element.decode("utf-8", errors="surrogateescape")
+
+
+def _generation_fields(fields: dict[str, Any]) -> dict[str, Any]:
     tokens = unpack_tokens(fields["tokens"])
     logprobs = _floats(fields["logprobs"]) if "logprobs" in fields else None
     top_ids, top_logprobs = _parse_top(fields, tokens.size)
-    return Generation(
-        text=_text(fields["text"]),
-        tokens=tokens,
-        finish_reason=_text(fields["finish_reason"]),  # type: ignore[arg-type]
-        prompt_tokens=fields["prompt_tokens"],
-        cached_tokens=fields["cached_tokens"],
-        output_tokens=fields["output_tokens"],
-        admit_us=fields["admit_us"],
-        queue_us=fields["queue_us"],
-        first_token_us=fields["first_token_us"],
-        total_us=fields["total_us"],
-        logprobs=logprobs,
-        top_ids=top_ids,
-        top_logprobs=top_logprobs,
-    )
+    return {
+        "text": _text(fields["text"]),
+        "tokens": tokens,
+        "finish_reason": _text(fields["finish_reason"]),
+        "prompt_tokens": fields["prompt_tokens"],
+        "cached_tokens": fields["cached_tokens"],
+        "output_tokens": fields["output_tokens"],
+        "admit_us": fields["admit_us"],
+        "queue_us": fields["queue_us"],
+        "first_token_us": fields["first_token_us"],
+        "total_us": fields["total_us"],
+        "logprobs": logprobs,
+        "top_ids": top_ids,
+        "top_logprobs": top_logprobs,
+    }
 
 
 def _parse_vectors(reply: Any) -> FloatArray:

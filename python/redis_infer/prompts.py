@@ -73,6 +73,14 @@ def encode_inputs(
     return encoded
 
 
+def check_query(query: str | Tokens | None, embed_model: str | None) -> None:
+    """What is to be embedded and the model that does it come together, or not at all."""
+    if query is not None and embed_model is None:
+        raise ValueError("query needs embed_model, the model that made the vector set's vectors")
+    if query is None and embed_model is not None:
+        raise ValueError("embed_model needs a query to embed")
+
+
 def tokenizer_of(info: ModelInfo) -> Tokenizer:
     """The tokenizer in the file of a loaded model, if that file can be read here.
 

@@ -74,6 +74,43 @@ class Piece:
         return self.text
 
 
+@dataclass(frozen=True)
+class Source:
+    """An element that a search found, in the reply of INFER.RAG."""
+
+    element: str
+    """Its name in the vector set; bytes that are no UTF-8 as lone surrogates."""
+    score: float
+    """As of VSIM: 1 is the query's own direction, 0 the opposite one."""
+    tokens_used: int
+    """Its tokens in the prompt; 0: it did not fit any more."""
+
+
+@dataclass(frozen=True)
+class SkippedSource:
+    """An element that a search found and whose tokens could not be read."""
+
+    element: str
+    error: str
+    """Begins with the error's code."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RagGeneration(Generation):
+    """The reply of INFER.RAG: a generation, and what it was made from."""
+
+    sources: list[Source]
+    """Best first."""
+    skipped: list[SkippedSource]
+    """Left out; only with ``skip_bad``."""
+    search_us: int
+    """Microseconds of the search, on Redis' main thread."""
+    gather_us: int
+    """Microseconds to read attributes and tokens of the hits, on Redis' main thread."""
+    embed_us: int | None = None
+    """Microseconds until the query's vector was there; only where the command computed it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Score:
     """The reply of INFER.SCORE for a text of n tokens."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from redis.exceptions import NoPermissionError, ResponseError
 
-from redis_infer import commands, errors, pack_tokens, unpack_tokens
+from redis_infer import SkippedSource, Source, commands, errors, pack_tokens, unpack_tokens
 
 FIELDS = {
     "text": "héllo".encode(),
@@ -104,6 +104,64 @@ def test_a_generation_reads_the_same_from_both_protocols(form: Any) -> None:
 def test_decode_speed_needs_a_second_token() -> None:
     fields = FIELDS | {"tokens": b"\1\0\0\0", "output_tokens": 1}
     assert commands.generate("m", "k", None).parse(as_resp3(fields)).decode_tokens_per_s is None
+
+
+def test_every_option_of_rag_becomes_its_own_words() -> None:
+    command = commands.rag(
+        "m",
+        "v",
+        [1],
+        vector=[1.0, -2.0],
+        top_n=3,
+        filter=".n > 1",
+        epsilon=0.2,
+        ef=50,
+        attribute="key",
+        budget=100,
+        before="b",
+        between=b"-",
+        after="a",
+        skip_bad=True,
+        max_tokens=5,
+        stop="END",
+        store="out",
+    )
+    assert command.args == (
+        *("INFER.RAG", "m", "v", "FP32", struct.pack("<2f", 1.0, -2.0), "TOPN", 3),
+        *("FILTER", ".n > 1", "EPSILON", 0.2, "EF", 50, "ATTR", "key", "BUDGET", 100),
+        *("BEFORE", "b", "BETWEEN", b"-", "AFTER", "a", "SKIPBAD", "TOKENS", b"\x01\0\0\0"),
+        *("MAXTOKENS", 5, "STOP", 1, "END", "STORE", "out"),
+    )
+
+
+def test_the_query_of_rag_is_one_of_three() -> None:
+    assert commands.rag("m", "v", None, element=b"e").args[3:] == ("ELE", b"e")
+    embed = commands.rag("m", "v", None, embed=("e", [2])).args
+    assert embed[3:] == ("EMBED", "e", b"\x02\0\0\0")
+    for queries in ({}, {"element": "e", "vector": [1.0]}):
+        with pytest.raises(ValueError, match="give one query"):
+            commands.rag("m", "v", None, **queries)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="one dimension, not 2"):
+        commands.rag("m", "v", None, vector=np.zeros((1, 2)))
+    with pytest.raises(TypeError, match="rag has no option 'top'"):
+        commands.rag("m", "v", None, element="e", top=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="generate has no option 'top_n'"):
+        commands.generate("m", "k", None, top_n=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("form", [as_resp2, as_resp3])
+def test_a_reply_of_rag_names_its_sources(form: Any) -> None:
+    fields = FIELDS | {
+        "sources": [[b"a#1", b"0.9375" if form is as_resp2 else 0.9375, 7], [b"b\xff", 0.5, 0]],
+        "skipped": [[b"c", b"NOKEY key 'x' of element 'c' does not exist"]],
+        "search_us": 100,
+        "gather_us": 20,
+    }
+    result = commands.rag("m", "v", None, element="e").parse(form(fields))
+    assert result.sources == [Source("a#1", 0.9375, 7), Source("b\udcff", 0.5, 0)]
+    assert result.skipped == [SkippedSource("c", "NOKEY key 'x' of element 'c' does not exist")]
+    assert (result.search_us, result.gather_us, result.embed_us) == (100, 20, None)
+    assert (result.text, result.prompt_tokens) == ("héllo", 7)
 
 
 @pytest.mark.parametrize("form", [as_resp2, as_resp3])

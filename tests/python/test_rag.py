@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
@@ -30,6 +31,7 @@ from module_support import (
     requests,
     wait_until,
 )
+from redis_infer import AsyncInfer, Infer, NoKeyError, RagGeneration, Source
 from redis_infer.server import Server, ServerError, find_redis_server
 
 pytestmark = pytest.mark.usefixtures("loaded")
@@ -819,6 +821,69 @@ def test_a_script_that_takes_long_is_not_looked_into(model_path: Path) -> None:
         assert used(job.result()) == [("e0", 6)]
 
 
+# ---- the client ----
+
+
+def test_the_client_retrieves_and_generates(embedder: redis.Redis, loaded: Infer) -> None:
+    tokenizer = loaded.tokenizer(MODEL)
+    made = loaded.rag(
+        MODEL, VSET, " So", vector=np.frombuffer(vector(0.0), "<f4"), top_n=2,
+        between="{c}:between", max_tokens=3,
+    )  # fmt: skip
+    assert made.sources == [
+        Source("e0", pytest.approx(1.0), 5),
+        Source("e1", pytest.approx(similarity(0.1)), 6),
+    ]
+    question = tokenizer.encode(" So").tolist()
+    tokens = [*chunk(0), 21, 22, *chunk(1), *question]
+    assert made.tokens.tolist() == loaded.generate(MODEL, tokens, max_tokens=3).tokens.tolist()
+    assert made.embed_us is None
+
+    by_element = loaded.rag(MODEL, VSET, " So", element="e0", top_n=2, max_tokens=3)
+    assert by_element.sources == made.sources
+
+    text = "Where is the password checked?"
+    embedded = loaded.rag(MODEL, "{c}:emb", query=text, embed_model=EMBEDDER, max_tokens=3)
+    ids = tokenizer.encode(text, add_special=True)
+    same = loaded.rag(MODEL, "{c}:emb", query=ids, embed_model=EMBEDDER, max_tokens=3)
+    assert embedded.sources == same.sources
+    assert embedded.embed_us is not None and embedded.embed_us > 0
+
+
+def test_the_client_wants_query_and_model_together(loaded: Infer) -> None:
+    with pytest.raises(ValueError, match="query needs embed_model"):
+        loaded.rag(MODEL, VSET, query="x")
+    with pytest.raises(ValueError, match="embed_model needs a query"):
+        loaded.rag(MODEL, VSET, element="e0", embed_model=EMBEDDER)
+
+
+def test_the_client_reports_what_it_skipped(corpus: redis.Redis, loaded: Infer) -> None:
+    corpus.delete(key(1))
+    with pytest.raises(NoKeyError, match="of element 'e1' does not exist"):
+        loaded.rag(MODEL, VSET, element="e0")
+    made = loaded.rag(MODEL, VSET, element="e0", top_n=2, skip_bad=True, max_tokens=1)
+    assert [source.element for source in made.sources] == ["e0"]
+    assert [skipped.element for skipped in made.skipped] == ["e1"]
+
+
+def test_the_asyncio_client_does_the_same(
+    embedder: redis.Redis, server: Server, loaded: Infer
+) -> None:
+    async def run() -> tuple[RagGeneration, RagGeneration]:
+        async with server.async_client() as client:
+            infer = AsyncInfer(client)
+            query = "Where is the password checked?"
+            return (
+                await infer.rag(MODEL, VSET, " So", element="e0", max_tokens=3),
+                await infer.rag(MODEL, "{c}:emb", query=query, embed_model=EMBEDDER, max_tokens=3),
+            )
+
+    made, embedded = asyncio.run(run())
+    same = loaded.rag(MODEL, VSET, " So", element="e0", max_tokens=3)
+    assert (made.text, made.sources) == (same.text, same.sources)
+    assert len(embedded.sources) == 4
+
+
 # ---- where it can and cannot run ----
 
 
@@ -901,6 +966,18 @@ def test_in_a_cluster_the_tokens_share_the_vector_sets_slot(model_path: Path) ->
         assert used(made) == [("e0", 5)]
         assert made["skipped"][0][1].startswith(b"CROSSSLOT ")
         assert "slot" in rag_error(client, *QUERY, "AFTER", "{d}:tok:1")
+
+        cluster = redis.RedisCluster("127.0.0.1", server.port, socket_timeout=None)
+        client.execute_command("VSETATTR", VSET, "e1", json.dumps({"tokens": key(1)}))
+        plain = cluster.execute_command("INFER.RAG", MODEL, VSET, *QUERY, *BRIEF)
+        node = Infer(cluster.get_redis_connection(cluster.get_node_from_key(VSET)))
+        made = node.rag(MODEL, VSET, vector=np.frombuffer(vector(0.0), "<f4"), max_tokens=3)
+        assert [(s.element, s.tokens_used) for s in made.sources] == [("e0", 5), ("e1", 6)]
+        assert as_map(plain)["tokens"] == made.tokens.tobytes()
+        client.execute_command("VSETATTR", VSET, "e1", json.dumps({"tokens": "{d}:tok:1"}))
+        with pytest.raises(redis.exceptions.ClusterCrossSlotError, match="element 'e1'"):
+            node.rag(MODEL, VSET, element="e0")
+        cluster.close()
 
 
 def test_redis_7_says_what_is_missing(model_path: Path) -> None:
