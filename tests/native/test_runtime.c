@@ -246,7 +246,7 @@ static void admission_and_cancelling_do_not_wait_for_a_step(void)
     struct runtime *rt = runtime_create(1, 0, NULL);
     REQUIRE(rt);
     struct counter c, other;
-    counter_init(&c, 400000);
+    counter_init(&c, 1000000);
     counter_init(&other, 0);
     runtime_add(rt, &c.engine);
     struct count_request r = {.base.done = on_done, .steps_left = -1}, r2 = {.base.done = on_done, .steps_left = 1};
@@ -258,7 +258,7 @@ static void admission_and_cancelling_do_not_wait_for_a_step(void)
     runtime_add(rt, &other.engine);
     CHECK(runtime_threads(rt) == 1);
     uint64_t took = platform_now_us() - start;
-    CHECKF(took < 200000, "%llu us", (unsigned long long)took); /* half a step: far above any scheduling delay */
+    CHECKF(took < 900000, "%llu us", (unsigned long long)took); /* less than a step: far above any scheduling delay */
     CHECK(wait_done(&r) && wait_done(&r2));
     runtime_remove(rt, &c.engine);
     runtime_remove(rt, &other.engine);

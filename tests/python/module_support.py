@@ -54,7 +54,7 @@ def load(client: redis.Redis, path: Any, name: str = MODEL, *options: Any) -> di
     return as_map(client.execute_command("INFER.MODEL LOAD", name, str(path), *options))
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 20.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
     deadline = time.monotonic() + timeout_s
     while True:
         value = condition()
@@ -96,7 +96,7 @@ class Background:
         except Exception as error:
             self.error = error
 
-    def join(self, timeout_s: float = 30.0) -> Background:
+    def join(self, timeout_s: float = 60.0) -> Background:
         self._thread.join(timeout_s)
         assert not self._thread.is_alive(), "the command did not return"
         return self

@@ -158,8 +158,8 @@ def test_store_goes_to_the_clients_database(server: Server, infer: Infer) -> Non
 
 
 def test_a_request_times_out_with_what_it_has(client: redis.Redis, prompt: bytes) -> None:
-    made = generate(client, MODEL, 1, prompt, "MAXTOKENS", 8000, "IGNOREEOS", "TIMEOUT", 150)
+    made = generate(client, MODEL, 1, prompt, "MAXTOKENS", 8000, "IGNOREEOS", "TIMEOUT", 1000)
     assert made["finish_reason"] == b"timeout"
     assert 0 < made["output_tokens"] < 8000
     assert made["output_tokens"] == len(unpack(made["tokens"]))
-    assert 150_000 <= made["total_us"] < 2_000_000
+    assert made["total_us"] >= 1_000_000
