@@ -366,7 +366,7 @@ def _summary(result: Generation) -> str:
     )
 
 
-def _print_pieces(stream: Stream, *, strip: bool = False) -> Generation:
+def _print_pieces(stream: Stream[Generation], *, strip: bool = False) -> Generation:
     """Prints a generation as it comes, and a line break after it.
 
     Not with rich, which would take ``:smile:`` for an emoji and a piece for a whole text.

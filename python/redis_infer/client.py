@@ -131,7 +131,7 @@ class Infer:
         *,
         keys: Key | Iterable[Key] = (),
         **options: Unpack[GenerateOptions],
-    ) -> Stream:
+    ) -> Stream[Generation]:
         """:meth:`generate`, read while it is made.
 
             for piece in infer.stream("smol", "Once upon a time", max_tokens=100):
@@ -143,13 +143,10 @@ class Infer:
         """
         keys = commands.key_list(keys)
         tokens = self._tokens(model, prompt, continues=bool(keys))
-        key = options.get("stream")
-        if key is None:
-            options.setdefault("stream_ttl_ms", streaming.OWN_TTL_MS)
-            options["stream"] = streaming.own_key(keys)
+        own = streaming.choose_key(options, keys)
         request = commands.generate(model, keys, tokens, **options)
         pool = self._client.connection_pool
-        return Stream(streaming.run(pool, request, options["stream"], key is None, self._read))
+        return Stream(streaming.run(pool, request, options["stream"], own, self._read))
 
     def submit(
         self,
@@ -167,7 +164,7 @@ class Infer:
         tokens = self._tokens(model, prompt, continues=bool(keys))
         return self._run(commands.submit(model, keys, tokens, **options))
 
-    def follow(self, key: Key, *, timeout_s: float | None = None) -> Stream:
+    def follow(self, key: Key, *, timeout_s: float | None = None) -> Stream[Generation]:
         """Reads the stream of a request from its beginning, as it is filled.
 
         Args:
@@ -213,6 +210,29 @@ class Infer:
                 model, vset, tokens, element=element, vector=vector, embed=embed, **options
             )
         )
+
+    def stream_rag(
+        self,
+        model: str,
+        vset: Key,
+        prompt: Prompt | None = None,
+        *,
+        element: Key | None = None,
+        vector: Vector | None = None,
+        query: str | Tokens | None = None,
+        embed_model: str | None = None,
+        **options: Unpack[RagOptions],
+    ) -> Stream[RagGeneration]:
+        """:meth:`rag`, read while it is made, as with :meth:`stream`; its result has the
+        sources."""
+        tokens = self._tokens(model, prompt, continues=True)
+        embed = self._query(query, embed_model)
+        own = streaming.choose_key(options, vset)
+        request = commands.rag(
+            model, vset, tokens, element=element, vector=vector, embed=embed, **options
+        )
+        pool = self._client.connection_pool
+        return Stream(streaming.run(pool, request, options["stream"], own, self._read))
 
     def score(
         self,
@@ -385,7 +405,7 @@ class AsyncInfer:
         *,
         keys: Key | Iterable[Key] = (),
         **options: Unpack[GenerateOptions],
-    ) -> AsyncStream:
+    ) -> AsyncStream[Generation]:
         """See :meth:`Infer.stream`. Not awaited: ``async for piece in infer.stream(...)``."""
         return AsyncStream(self._stream(model, prompt, keys, options))
 
@@ -401,7 +421,7 @@ class AsyncInfer:
         tokens = await self._tokens(model, prompt, continues=bool(keys))
         return await self._run(commands.submit(model, keys, tokens, **options))
 
-    def follow(self, key: Key, *, timeout_s: float | None = None) -> AsyncStream:
+    def follow(self, key: Key, *, timeout_s: float | None = None) -> AsyncStream[Generation]:
         """See :meth:`Infer.follow`. Not awaited: ``async for piece in infer.follow(key)``."""
         return AsyncStream(self._follow(key, timeout_s))
 
@@ -425,6 +445,35 @@ class AsyncInfer:
                 model, vset, tokens, element=element, vector=vector, embed=embed, **options
             )
         )
+
+    def stream_rag(
+        self,
+        model: str,
+        vset: Key,
+        prompt: Prompt | None = None,
+        *,
+        element: Key | None = None,
+        vector: Vector | None = None,
+        query: str | Tokens | None = None,
+        embed_model: str | None = None,
+        **options: Unpack[RagOptions],
+    ) -> AsyncStream[RagGeneration]:
+        """See :meth:`Infer.stream_rag`. Not awaited."""
+
+        async def pieces() -> AsyncGenerator[Piece | RagGeneration, None]:
+            tokens = await self._tokens(model, prompt, continues=True)
+            embed = await self._query(query, embed_model)
+            own = streaming.choose_key(options, vset)
+            request = commands.rag(
+                model, vset, tokens, element=element, vector=vector, embed=embed, **options
+            )
+            pool = (await self._client.initialize()).connection_pool
+            found = streaming.run_async(pool, request, options["stream"], own, self._read)
+            async with contextlib.aclosing(found):
+                async for piece in found:
+                    yield piece
+
+        return AsyncStream(pieces())
 
     async def score(
         self,
@@ -543,13 +592,10 @@ class AsyncInfer:
     ) -> AsyncGenerator[Piece | Generation, None]:
         keys = commands.key_list(keys)
         tokens = await self._tokens(model, prompt, continues=bool(keys))
-        key = options.get("stream")
-        if key is None:
-            options.setdefault("stream_ttl_ms", streaming.OWN_TTL_MS)
-            options["stream"] = streaming.own_key(keys)
+        own = streaming.choose_key(options, keys)
         request = commands.generate(model, keys, tokens, **options)
         pool = (await self._client.initialize()).connection_pool
-        pieces = streaming.run_async(pool, request, options["stream"], key is None, self._read)
+        pieces = streaming.run_async(pool, request, options["stream"], own, self._read)
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 yield piece

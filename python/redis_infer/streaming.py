@@ -21,14 +21,16 @@ from collections.abc import (
     Iterable,
     Iterator,
 )
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from redis.exceptions import ResponseError
 
-from .commands import Argument, Command, Key, as_map, key_list
+from .commands import Argument, Command, GenerateOptions, Key, RagOptions, as_map, key_list
 from .errors import from_response
 from .results import Generation, Piece, TokenArray
+
+R = TypeVar("R", bound=Generation)
 
 OWN_TTL_MS = 60_000
 """How long a stream that only we know of outlives its last entry, if nobody removes it."""
@@ -48,6 +50,15 @@ def own_key(keys: Key | Iterable[Key]) -> Key:
     tag, closing, _ = rest.partition(b"}")
     whole = tag if brace and closing and tag else first
     return b"infer:stream:{%s}:%s" % (whole, unique.encode())
+
+
+def choose_key(options: GenerateOptions | RagOptions, keys: Key | Iterable[Key]) -> bool:
+    """Sees to it that the options name a stream; whether that is one of our own."""
+    if options.get("stream") is not None:
+        return False
+    options.setdefault("stream_ttl_ms", OWN_TTL_MS)
+    options["stream"] = own_key(keys)
+    return True
 
 
 def _xread(key: Key, after: bytes, timeout_s: float | None = None) -> tuple[Argument, ...]:
@@ -121,7 +132,7 @@ def _result(pieces: list[Piece], last: dict[str, Any]) -> Generation:
     )
 
 
-class Stream(Iterator[Piece]):
+class Stream(Iterator[Piece], Generic[R]):
     """Pieces of a generation as they come.
 
         with infer.stream("smol", "Once upon a time") as stream:
@@ -133,10 +144,10 @@ class Stream(Iterator[Piece]):
     :meth:`close`, or dropping the last reference to the stream cancels it.
     """
 
-    result: Generation | None = None
+    result: R | None = None
     """The whole generation, once the iteration has come to its end."""
 
-    def __init__(self, pieces: Generator[Piece, None, Generation]) -> None:
+    def __init__(self, pieces: Generator[Piece, None, R]) -> None:
         self._pieces = pieces
 
     def __next__(self) -> Piece:
@@ -151,20 +162,20 @@ class Stream(Iterator[Piece]):
         """Cancels the request if it has not ended."""
         self._pieces.close()
 
-    def __enter__(self) -> Stream:
+    def __enter__(self) -> Stream[R]:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-class AsyncStream(AsyncIterator[Piece]):
+class AsyncStream(AsyncIterator[Piece], Generic[R]):
     """:class:`Stream` for asyncio, with ``async for``, ``async with`` and :meth:`aclose`."""
 
-    result: Generation | None = None
+    result: R | None = None
     """The whole generation, once the iteration has come to its end."""
 
-    def __init__(self, pieces: AsyncGenerator[Piece | Generation, None]) -> None:
+    def __init__(self, pieces: AsyncGenerator[Piece | R, None]) -> None:
         self._pieces = pieces
 
     async def __anext__(self) -> Piece:
@@ -179,7 +190,7 @@ class AsyncStream(AsyncIterator[Piece]):
         """Cancels the request if it has not ended."""
         await self._pieces.aclose()
 
-    async def __aenter__(self) -> AsyncStream:
+    async def __aenter__(self) -> AsyncStream[R]:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -216,8 +227,8 @@ Read = Callable[[Any], Any]
 
 
 def run(
-    pool: Any, request: Command[Generation], key: Key, own: bool, read: Read
-) -> Generator[Piece, None, Generation]:
+    pool: Any, request: Command[R], key: Key, own: bool, read: Read
+) -> Generator[Piece, None, R]:
     """The pieces of a request whose stream is ``key``; returns its result."""
     entries = Entries()
     asking = pool.get_connection()
@@ -285,8 +296,8 @@ AsyncRead = Callable[[Any], Awaitable[Any]]
 
 
 async def run_async(
-    pool: Any, request: Command[Generation], key: Key, own: bool, read: AsyncRead
-) -> AsyncGenerator[Piece | Generation, None]:
+    pool: Any, request: Command[R], key: Key, own: bool, read: AsyncRead
+) -> AsyncGenerator[Piece | R, None]:
     """:func:`run` for asyncio; the result is the last item."""
     entries = Entries()
     asking = await pool.get_connection()

@@ -866,6 +866,33 @@ def test_the_client_reports_what_it_skipped(corpus: redis.Redis, loaded: Infer) 
     assert [skipped.element for skipped in made.skipped] == ["e1"]
 
 
+def test_the_clients_stream_the_answer_and_then_have_the_sources(
+    embedder: redis.Redis, server: Server, loaded: Infer
+) -> None:
+    question: dict[str, Any] = {"query": [504, 2365], "embed_model": EMBEDDER, "max_tokens": 5}
+    whole = loaded.rag(MODEL, "{c}:emb", **question)
+    with loaded.stream_rag(MODEL, "{c}:emb", **question) as stream:
+        assert "".join(piece.text for piece in stream) == whole.text
+    assert stream.result is not None
+    assert stream.result.sources == whole.sources
+
+    async def run() -> tuple[str, RagGeneration | None]:
+        async with server.async_client() as client:
+            answer = AsyncInfer(client).stream_rag(MODEL, "{c}:emb", **question)
+            text = "".join([piece.text async for piece in answer])
+            return text, answer.result
+
+    text, result = asyncio.run(run())
+    assert result is not None
+    assert (text, result.sources) == (whole.text, whole.sources)
+    assert not embedder.keys("infer:stream:*")
+
+    embedder.delete(key(2))
+    with pytest.raises(NoKeyError, match="of element"):
+        list(loaded.stream_rag(MODEL, "{c}:emb", **question))
+    assert_idle(embedder)
+
+
 def test_the_asyncio_client_does_the_same(
     embedder: redis.Redis, server: Server, loaded: Infer
 ) -> None:
