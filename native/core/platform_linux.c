@@ -24,6 +24,16 @@
 enum {
     HUGE_PAGE_BYTES = 2 << 20, /* of x86-64, and of aarch64 with 4 KB pages */
     WORKER_NICE = 10,          /* added to the main thread's: about a tenth of its weight */
+    WORKER_SLICE_NS = 10000000 /* longer than the kernel's own (3 ms): see lower_priority */
+};
+
+/* struct sched_attr of sched_setattr(2), version 0; not every libc has it. */
+struct scheduling {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
 };
 
 void *platform_map_anonymous(size_t bytes)
@@ -122,12 +132,28 @@ void platform_service_thread(const char *name)
     pthread_sigmask(SIG_SETMASK, &set, NULL);
 }
 
-void platform_worker_thread(const char *name)
+/* A smaller share of the processors is not enough: a thread that wakes up, as Redis' main thread does for each
+ * request, must also get one at once, and the kernel lets whoever runs finish a slice first. It makes an
+ * exception (6.12 and newer) for one that wakes up with a shorter slice, and batch threads do not
+ * push others away themselves. Older kernels know no slices, and let wakers in sooner. */
+static void lower_priority(void)
 {
-    platform_service_thread(name);
     /* Linux keeps the nice value per thread; the kernel clips it at 19. */
     int main_nice = getpriority(PRIO_PROCESS, (id_t)getpid());
     setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), main_nice + WORKER_NICE);
+    struct scheduling s = {
+        .size = sizeof s,
+        .policy = SCHED_BATCH,
+        .nice = getpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid)),
+        .runtime = WORKER_SLICE_NS,
+    };
+    syscall(SYS_sched_setattr, 0, &s, 0); /* refused in some containers: the nice value remains */
+}
+
+void platform_worker_thread(const char *name)
+{
+    platform_service_thread(name);
+    lower_priority();
 }
 
 /* Processors that the quota of the control group (version 2) at `dir` allows,
