@@ -14,7 +14,7 @@ static const char *state_name(int state)
     case REQUEST_QUEUED: return "queued";
     case REQUEST_RUNNING: return "running";
     }
-    return "done"; /* or refused: the client is about to be answered */
+    return "done"; /* the client is about to be answered */
 }
 
 int cmd_requests(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
@@ -24,7 +24,9 @@ int cmd_requests(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
     RedisModule_ReplyWithArray(ctx, REDISMODULE_POSTPONED_LEN);
     long n = 0;
     uint64_t now = platform_now_us();
-    for (const struct job *j = job_first(); j; j = j->next, n++) {
+    for (const struct job *j = job_first(); j; j = j->next) {
+        if (j->id == 0) continue; /* refused: its client is about to hear of it */
+        n++;
         const struct request *r = job_request(j);
         RedisModule_ReplyWithMap(ctx, 11);
         reply_field_integer(ctx, "id", (long long)j->id);
