@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .client import AsyncInfer, Infer
 from .commands import GenerateOptions, RagOptions, pack_tokens, unpack_tokens
-from .corpus import AsyncCorpus, Corpus, CorpusInfo, Hit
+from .corpus import Answer, AsyncCorpus, Corpus, CorpusInfo, Hit
 from .errors import (
     BadTokensError,
     BusyError,
@@ -43,6 +43,7 @@ except PackageNotFoundError:  # imported from a source tree
     __version__ = "0+source"
 
 __all__ = [
+    "Answer",
     "AsyncCorpus",
     "AsyncInfer",
     "AsyncStream",

@@ -11,7 +11,7 @@ import redis
 import typer
 from rich.table import Table
 
-from . import __version__, models
+from . import __version__, cli_corpus, models
 from .cli_support import (
     PROGRAM,
     MaxTokensOption,
@@ -30,18 +30,18 @@ from .cli_support import (
     model_session,
     name_for,
     out,
+    print_pieces,
     pull,
     sampling,
     starting,
 )
 from .client import Infer
-from .errors import TokenizerError
+from .errors import CorpusError, TokenizerError
 from .module_path import ModuleNotBuiltError
 from .server import Server, ServerError
 
 if TYPE_CHECKING:
     from .results import Generation
-    from .streaming import Stream
 
 DEFAULT_PORT = 6379
 
@@ -59,6 +59,10 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="The model files on this machine.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+cli_corpus.add_to(app)
+
+
+_OUR_ERRORS = (CorpusError, ModuleNotBuiltError, ServerError, TokenizerError, models.ModelError)
 
 
 def main() -> NoReturn:
@@ -72,7 +76,7 @@ def main() -> NoReturn:
         _fail(f"{error.format_message()} (see '{PROGRAM} --help')", 2)
     except UsageError as error:
         _fail(str(error), 2)
-    except (ModuleNotBuiltError, ServerError, TokenizerError, models.ModelError) as error:
+    except _OUR_ERRORS as error:
         _fail(str(error), 1)
     except redis.RedisError as error:
         _fail(str(error) or type(error).__name__, 1)
@@ -227,7 +231,7 @@ def generate(
             keys=key or (),
             **options,
         )
-        result = _print_pieces(stream)
+        result = print_pieces(stream)
         if stats:
             _print_timings({"time": result})
 
@@ -261,7 +265,7 @@ def chat(
         while question := _ask():
             messages.append({"role": "user", "content": question})
             stream = session.infer.stream(session.model, messages, **options)
-            result = _print_pieces(stream, strip=True)
+            result = print_pieces(stream, strip=True)
             messages.append({"role": "assistant", "content": result.text})
             err.print(_summary(result), style="dim")
 
@@ -364,29 +368,6 @@ def _summary(result: Generation) -> str:
         + f", first after {_ms(result.first_token_us)}"
         + f", {result.cached_tokens} of {result.prompt_tokens} prompt tokens known"
     )
-
-
-def _print_pieces(stream: Stream[Generation], *, strip: bool = False) -> Generation:
-    """Prints a generation as it comes, and a line break after it.
-
-    Not with rich, which would take ``:smile:`` for an emoji and a piece for a whole text.
-    """
-    with stream:
-        held = "" if strip else None  # space at the end so far; None: nothing is held back
-        begun = False
-        for piece in stream:
-            text = piece.text
-            if held is not None:
-                text = held + text if begun else text.lstrip()
-                shown = text.rstrip()
-                held, text = text[len(shown) :], shown
-            begun = begun or bool(text)
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-        assert stream.result is not None
-        return stream.result
 
 
 def _print_timings(results: dict[str, Generation]) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import redis
 import typer
@@ -20,10 +21,14 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from . import models
 from .client import Infer
+from .results import Generation
 from .server import Server, ServerError
 
 if TYPE_CHECKING:
     from .commands import GenerateOptions
+    from .streaming import Stream
+
+G = TypeVar("G", bound=Generation)
 
 PROGRAM = "redis-infer"
 
@@ -98,7 +103,7 @@ def model_session(model: str | None, url: str | None, threads: int | None) -> It
             raise UsageError(f"--url {url}: {error}") from error
         with connected as client:
             infer = Infer(client)
-            yield Session(infer, model or _only_model(infer), url)
+            yield Session(infer, model or only_model(infer), url)
         return
     given = model or models.DEFAULT_MODEL
     name, path = name_for(given), file_for(given)
@@ -124,13 +129,27 @@ def starting(server: Server) -> Iterator[Server]:
         yield server
 
 
-def _only_model(infer: Infer) -> str:
-    names = [str(model["name"]) for model in infer.models()]
+EMBEDDERS = frozenset({"bert"})
+"""Architectures that give vectors and no text."""
+
+
+def only_model(infer: Infer, *, embedder: bool = False, option: str = "--model") -> str:
+    """The one loaded model that can generate, or of those that only embed.
+
+    Raises:
+        UsageError: there is none, or several and the user has to choose.
+    """
+    names = [
+        str(model["name"])
+        for model in infer.models()
+        if (model.get("architecture") in EMBEDDERS) == embedder
+    ]
     if len(names) == 1:
         return names[0]
+    kind = "embedding model" if embedder else "model"
     if not names:
-        raise UsageError("no model is loaded in that server: load one with INFER.MODEL LOAD")
-    raise UsageError(f"choose one of the server's models with --model: {', '.join(names)}")
+        raise UsageError(f"no {kind} is loaded in that server: load one with INFER.MODEL LOAD")
+    raise UsageError(f"choose one of the server's {kind}s with {option}: {', '.join(names)}")
 
 
 def file_for(given: str) -> Path:
@@ -190,3 +209,29 @@ def sampling(
     if seed is not None:
         options["seed"] = seed
     return options
+
+
+# ---- output ----
+
+
+def print_pieces(stream: Stream[G], *, strip: bool = False) -> G:
+    """Prints a generation as it comes, and a line break after it.
+
+    Not with rich, which would take ``:smile:`` for an emoji and a piece for a whole text.
+    """
+    with stream:
+        held = "" if strip else None  # space at the end so far; None: nothing is held back
+        begun = False
+        for piece in stream:
+            text = piece.text
+            if held is not None:
+                text = held + text if begun else text.lstrip()
+                shown = text.rstrip()
+                held, text = text[len(shown) :], shown
+            begun = begun or bool(text)
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        assert stream.result is not None
+        return stream.result

@@ -1,10 +1,10 @@
-"""A corpus in Redis: what is in it, what in it resembles a text, and its end.
+"""A corpus in Redis: what is in it, what in it answers a question, and its end.
 
     from redis_infer import Corpus, Infer
 
     corpus = Corpus(Infer(redis.Redis()), "my-code")
-    for hit in corpus.search("where is the password checked?"):
-        print(hit.where, hit.score)
+    answer = corpus.ask("Where is the password checked?")
+    print(answer.text, *(source.where for source in answer.sources))
 
 :func:`redis_infer.ingest.ingest` fills it. :class:`AsyncCorpus` is the same for asyncio: both
 carry out the plans below, which say what to ask the server and what the answers mean.
@@ -12,22 +12,28 @@ carry out the plans below, which say what to ask the server and what the answers
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from . import layout
-from .commands import Argument, Command, as_hash
+from . import layout, retrieval
+from .commands import Argument, Command, RagOptions, as_hash, pack_tokens
 from .errors import CorpusError
 from .layout import Keys, Settings
-from .results import FloatArray
+from .results import FloatArray, RagGeneration, TokenArray
+from .retrieval import Gap
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from .client import AsyncInfer, Infer
+    from .streaming import AsyncStream, Stream
+    from .tokenizer import Tokenizer
 
 T = TypeVar("T")
 
@@ -37,12 +43,24 @@ Plan = Generator[Command[Any], Any, T]
 Vector = Sequence[float] | npt.NDArray[np.floating[Any]]
 """[dimensions]"""
 
+Embed = Callable[[Sequence[str]], FloatArray]
+"""From n texts to their embeddings, [n, dimensions]."""
+
+Query = dict[str, Any]
+"""Either of the ways in which :meth:`Infer.rag` takes a query."""
+
+Request = dict[str, Any]
+"""The arguments of :meth:`Infer.rag`."""
+
 DEFAULT_HITS = 4
 
 _SEARCH_EFFORT = 200
 """Candidates that a search of the vector set looks at, at least."""
 
 _DROP_BATCH = 500
+
+_PREFIX_TTL_S = 3600
+"""How long a prefix that is not the corpus' own is kept after its last use."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,8 @@ class Hit:
     language: str
     tokens_key: str
     """Where its tokens lie."""
+    tokens_used: int | None = None
+    """Its tokens in the prompt, 0: it did not fit any more; None: there was only a search."""
 
     @property
     def where(self) -> str:
@@ -92,16 +112,30 @@ class Hit:
         return f"{self.path}:{self.start}-{self.end}"
 
 
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What was generated for a question, and what it was made from."""
+
+    generation: RagGeneration
+    sources: list[Hit]
+    """Best first."""
+
+    @property
+    def text(self) -> str:
+        return self.generation.text
+
+
 class Corpus:
     """A corpus by its name. Making this object asks the server nothing.
 
     Args:
-        embed: computes the vectors of questions; from n texts to [n, dimensions].
+        embed: computes the vectors of questions where those of the corpus came from
+            outside; from n texts to [n, dimensions].
+
+    Every method raises :class:`CorpusError` if there is no such corpus.
     """
 
-    def __init__(
-        self, infer: Infer, name: str, *, embed: Callable[[Sequence[str]], FloatArray]
-    ) -> None:
+    def __init__(self, infer: Infer, name: str, *, embed: Embed | None = None) -> None:
         self._infer = infer
         self._keys = Keys(name)
         self._embed = embed
@@ -111,11 +145,7 @@ class Corpus:
         return self._keys.name
 
     def info(self) -> CorpusInfo:
-        """What it is made of.
-
-        Raises:
-            CorpusError: there is no such corpus.
-        """
+        """What it is made of."""
         return self._run(_info(self._keys))
 
     def files(self) -> list[str]:
@@ -130,38 +160,118 @@ class Corpus:
         Args:
             where: a FILTER expression of VSIM over path, n, start, end and lang, such as
                 ``.lang == "python"``.
-
-        Raises:
-            CorpusError: there is no such corpus.
         """
+        settings = self._run(_settings(self._keys))
         if isinstance(query, str):
-            vector: Vector = self._embed([query])[0]
+            embed = self._embed or (
+                lambda texts: self._infer.embed(settings.embed_model, texts, truncate=True)
+            )
+            vector: Vector = embed([query])[0]
         else:
             vector = query
-        return self._run(_search(self._keys, vector, n, where))
+        return self._run(_search(self._keys, settings, vector, n, where))
 
-    def drop(self) -> int:
-        """Removes it and everything in it; the number of files that were in it.
+    def ask(
+        self,
+        question: str,
+        *,
+        model: str | None = None,
+        system: str = retrieval.SYSTEM,
+        **options: Unpack[RagOptions],
+    ) -> Answer:
+        """Answers a question from the chunks that are nearest to it. INFER.RAG.
+
+        Args:
+            model: a loaded model with the corpus' tokenizer; default: the one it was made for.
+            system: what the model is told about its task. Another text than the default is kept
+                as a token key for an hour after its last use.
+            options: of :meth:`redis_infer.Infer.rag`; ``top_n`` and ``budget`` say how much
+                is retrieved.
 
         Raises:
-            CorpusError: there is no such corpus.
+            CorpusError: the model has another tokenizer.
         """
+        request = self._question(question, model, system, options)
+        generation = self._infer.rag(**request)
+        return Answer(generation, self.sources(generation))
+
+    def stream(
+        self,
+        question: str,
+        *,
+        model: str | None = None,
+        system: str = retrieval.SYSTEM,
+        **options: Unpack[RagOptions],
+    ) -> Stream[RagGeneration]:
+        """:meth:`ask`, read while it is made; pass the stream's result to :meth:`sources`."""
+        return self._infer.stream_rag(**self._question(question, model, system, options))
+
+    def complete(
+        self,
+        path: str,
+        text: str,
+        line: int,
+        *,
+        model: str | None = None,
+        **options: Unpack[RagOptions],
+    ) -> Answer:
+        """What may come after a line of a file, given similar code from other files.
+
+        Args:
+            path: of the file, relative to the corpus' root; its own chunks are not retrieved.
+            text: of the file; what is after the line is used too if the model can fill gaps.
+            line: the last one before the gap, counted from 1; 0: the gap is at the beginning.
+            model, options: as in :meth:`ask`.
+        """
+        settings, tokenizer, model = self._model(model)
+        gap = Gap(path, text, line)
+        query = self._query(settings, gap.query)
+        request = self._run(
+            _completion(self._keys, settings, tokenizer, gap, model, query, options)
+        )
+        generation = self._infer.rag(**request)
+        return Answer(generation, self.sources(generation))
+
+    def sources(self, generation: RagGeneration) -> list[Hit]:
+        """Where the sources of an answer lie, best first.
+
+        One whose file has changed since is where it is now; one that is gone is left out.
+        """
+        return self._run(_sources(self._keys, generation))
+
+    def drop(self) -> int:
+        """Removes it and everything in it; the number of files that were in it."""
         return self._run(_drop(self._keys))
+
+    # ---- inside ----
 
     def _run(self, plan: Plan[T]) -> T:
         return run(self._infer, plan)
+
+    def _model(self, model: str | None) -> tuple[Settings, Tokenizer, str]:
+        settings = self._run(_settings(self._keys))
+        model = model or settings.model
+        return settings, self._infer.tokenizer(model), model
+
+    def _query(self, settings: Settings, text: str) -> Query:
+        if self._embed is not None:
+            return {"vector": self._embed([text])[0]}
+        return {"query": text, "embed_model": settings.embed_model}
+
+    def _question(
+        self, question: str, model: str | None, system: str, options: RagOptions
+    ) -> Request:
+        settings, tokenizer, model = self._model(model)
+        query = self._query(settings, question)
+        return self._run(
+            _question(self._keys, settings, tokenizer, question, system, model, query, options)
+        )
 
 
 class AsyncCorpus:
     """:class:`Corpus` for asyncio: the same methods, to be awaited."""
 
-    def __init__(
-        self,
-        infer: AsyncInfer,
-        name: str,
-        *,
-        embed: Callable[[Sequence[str]], FloatArray],
-    ) -> None:
+    def __init__(self, infer: AsyncInfer, name: str, *, embed: Embed | None = None) -> None:
         self._infer = infer
         self._keys = Keys(name)
         self._embed = embed
@@ -182,18 +292,92 @@ class AsyncCorpus:
         self, query: str | Vector, n: int = DEFAULT_HITS, *, where: str | None = None
     ) -> list[Hit]:
         """See :meth:`Corpus.search`."""
+        settings = await self._run(_settings(self._keys))
         if isinstance(query, str):
-            vector: Vector = self._embed([query])[0]
+            if self._embed is not None:
+                vectors = self._embed([query])
+            else:
+                vectors = await self._infer.embed(settings.embed_model, [query], truncate=True)
+            vector: Vector = vectors[0]
         else:
             vector = query
-        return await self._run(_search(self._keys, vector, n, where))
+        return await self._run(_search(self._keys, settings, vector, n, where))
+
+    async def ask(
+        self,
+        question: str,
+        *,
+        model: str | None = None,
+        system: str = retrieval.SYSTEM,
+        **options: Unpack[RagOptions],
+    ) -> Answer:
+        """See :meth:`Corpus.ask`."""
+        request = await self._question(question, model, system, options)
+        generation = await self._infer.rag(**request)
+        return Answer(generation, await self.sources(generation))
+
+    async def stream(
+        self,
+        question: str,
+        *,
+        model: str | None = None,
+        system: str = retrieval.SYSTEM,
+        **options: Unpack[RagOptions],
+    ) -> AsyncStream[RagGeneration]:
+        """See :meth:`Corpus.stream`."""
+        request = await self._question(question, model, system, options)
+        return self._infer.stream_rag(**request)
+
+    async def complete(
+        self,
+        path: str,
+        text: str,
+        line: int,
+        *,
+        model: str | None = None,
+        **options: Unpack[RagOptions],
+    ) -> Answer:
+        """See :meth:`Corpus.complete`."""
+        settings, tokenizer, model = await self._model(model)
+        gap = Gap(path, text, line)
+        query = self._query(settings, gap.query)
+        request = await self._run(
+            _completion(self._keys, settings, tokenizer, gap, model, query, options)
+        )
+        generation = await self._infer.rag(**request)
+        return Answer(generation, await self.sources(generation))
+
+    async def sources(self, generation: RagGeneration) -> list[Hit]:
+        """See :meth:`Corpus.sources`."""
+        return await self._run(_sources(self._keys, generation))
 
     async def drop(self) -> int:
         """See :meth:`Corpus.drop`."""
         return await self._run(_drop(self._keys))
 
+    # ---- inside ----
+
     async def _run(self, plan: Plan[T]) -> T:
         return await run_async(self._infer, plan)
+
+    async def _model(self, model: str | None) -> tuple[Settings, Tokenizer, str]:
+        settings = await self._run(_settings(self._keys))
+        model = model or settings.model
+        return settings, await self._infer.tokenizer(model), model
+
+    def _query(self, settings: Settings, text: str) -> Query:
+        if self._embed is not None:
+            return {"vector": self._embed([text])[0]}
+        return {"query": text, "embed_model": settings.embed_model}
+
+    async def _question(
+        self, question: str, model: str | None, system: str, options: RagOptions
+    ) -> Request:
+        settings, tokenizer, model = await self._model(model)
+        query = self._query(settings, question)
+        return await self._run(
+            _question(self._keys, settings, tokenizer, question, system, model, query, options)
+        )
 
 
 def corpora(infer: Infer) -> list[str]:
@@ -255,8 +439,9 @@ def _files(keys: Keys) -> Plan[list[str]]:
     return sorted(member.decode() for member in members)
 
 
-def _search(keys: Keys, query: Vector, n: int, where: str | None) -> Plan[list[Hit]]:
-    settings = yield from _settings(keys)
+def _search(
+    keys: Keys, settings: Settings, query: Vector, n: int, where: str | None
+) -> Plan[list[Hit]]:
     vector = np.asarray(query, np.float32)
     if vector.shape != (settings.dimensions,):
         raise CorpusError(
@@ -292,6 +477,80 @@ def hit(element: bytes, score: float, attributes: bytes) -> Hit:
         language=values["lang"],
         tokens_key=values["tokens"],
     )
+
+
+def _question(
+    keys: Keys,
+    settings: Settings,
+    tokenizer: Tokenizer,
+    question: str,
+    system: str,
+    model: str,
+    query: Query,
+    options: RagOptions,
+) -> Plan[Request]:
+    _check_tokenizer(keys, settings, tokenizer, model)
+    before = yield from _prefix_key(keys, retrieval.prefix_of(tokenizer, system))
+    prompt = retrieval.question_of(tokenizer, question, system)
+    return {
+        **query,
+        "model": model,
+        "vset": keys.vectors,
+        "prompt": prompt,
+        **({"before": before, "ef": _SEARCH_EFFORT} | options),
+    }
+
+
+def _completion(
+    keys: Keys,
+    settings: Settings,
+    tokenizer: Tokenizer,
+    gap: Gap,
+    model: str,
+    query: Query,
+    options: RagOptions,
+) -> Plan[Request]:
+    _check_tokenizer(keys, settings, tokenizer, model)
+    first, prompt = retrieval.completion_of(tokenizer, gap)
+    own: RagOptions = {
+        "ef": _SEARCH_EFFORT,
+        "filter": f".path != {json.dumps(gap.path, ensure_ascii=False)}",
+    }
+    if first.size:
+        own["before"] = yield from _prefix_key(keys, first)
+    if not retrieval.fills_gaps(tokenizer):
+        own["stop"] = "\n\n"  # without what comes after, a model goes on and on
+    return {**query, "model": model, "vset": keys.vectors, "prompt": prompt, **(own | options)}
+
+
+def _check_tokenizer(keys: Keys, settings: Settings, tokenizer: Tokenizer, model: str) -> None:
+    if tokenizer.fingerprint != settings.tokenizer:
+        raise CorpusError(
+            f"corpus '{keys.name}' holds tokens of model '{settings.model}', and '{model}' has "
+            "another tokenizer: take a model with the same one, or make a corpus for this one"
+        )
+
+
+def _prefix_key(keys: Keys, tokens: TokenArray) -> Plan[str]:
+    """A token key that holds these tokens: that of the corpus, or one for some time."""
+    blob = pack_tokens(tokens)
+    stored = yield Command(("GET", keys.prefix), lambda reply: reply)
+    if stored == blob:
+        return keys.prefix
+    key = f"{keys.prefix}:{hashlib.sha256(blob).hexdigest()[:16]}"
+    yield Command(("SET", key, blob, "EX", _PREFIX_TTL_S), lambda _reply: None)
+    return key
+
+
+def _sources(keys: Keys, generation: RagGeneration) -> Plan[list[Hit]]:
+    found = []
+    for source in generation.sources:
+        name = source.element.encode("utf-8", "surrogateescape")
+        attributes = yield Command(("VGETATTR", keys.vectors, name), lambda reply: reply)
+        if attributes is not None:
+            one = hit(name, source.score, attributes)
+            found.append(replace(one, tokens_used=source.tokens_used))
+    return found
 
 
 def _drop(keys: Keys) -> Plan[int]:

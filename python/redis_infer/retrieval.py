@@ -95,31 +95,73 @@ def fill_in_of(tokenizer: Tokenizer) -> FillIn | None:
     return None
 
 
-def completion_of(
-    tokenizer: Tokenizer, path: str, before: str, after: str
-) -> tuple[TokenArray, TokenArray]:
+def fills_gaps(tokenizer: Tokenizer) -> bool:
+    return fill_in_of(tokenizer) is not None
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The place in a file where text is wanted.
+
+    Attributes:
+        path: named to the model as the paths of the similar code are.
+        line: the last one before the gap, counted from 1; 0: the gap is at the beginning.
+
+    Raises:
+        ValueError: the text has no such line.
+    """
+
+    path: str
+    text: str
+    line: int
+
+    def __post_init__(self) -> None:
+        n_lines = len(self._lines)
+        if not 0 <= self.line <= n_lines:
+            raise ValueError(f"line {self.line} of {self.path}: it has lines 1 to {n_lines}")
+
+    @property
+    def _lines(self) -> list[str]:
+        return self.text.splitlines(keepends=True)
+
+    @property
+    def before(self) -> str:
+        return "".join(self._lines[: self.line])
+
+    @property
+    def after(self) -> str:
+        return "".join(self._lines[self.line :])
+
+    @property
+    def query(self) -> str:
+        """What similar code is like: the lines around the gap, most of them before it."""
+        first = max(0, self.line - QUERY_LINES_BEFORE)
+        lines = self._lines[first : self.line + QUERY_LINES_AFTER]
+        return f"{self.path} \n{''.join(lines)[-QUERY_CHARS:]}"
+
+
+QUERY_LINES_BEFORE, QUERY_LINES_AFTER, QUERY_CHARS = 16, 4, 1200
+
+MAX_TOKENS_BEFORE, MAX_TOKENS_AFTER = 1024, 512
+"""Of the file itself; what is farther from the gap says less than similar code does."""
+
+
+def completion_of(tokenizer: Tokenizer, gap: Gap) -> tuple[TokenArray, TokenArray]:
     """The tokens before and after the similar code that a completion is given.
 
     With fill-in-the-middle tokens the model sees what follows the gap; without them it
     continues the text before it, as at the end of a file.
-
-    Args:
-        path: of the file, named to the model as the paths of the similar code are.
     """
     first = np.array([tokenizer.bos_id] if tokenizer.add_bos else [], np.uint32)
+    before = tokenizer.encode(gap.before, parse_special=False)[-MAX_TOKENS_BEFORE:]
+    before = np.concatenate([tokenizer.encode(f"{gap.path}\n", parse_special=False), before])
     fill_in = fill_in_of(tokenizer)
-
-    def text(value: str) -> TokenArray:
-        return tokenizer.encode(value, parse_special=False)
-
     if fill_in is None:
-        return first, text(f"{path}\n{before}")
+        return first, before
     # The similar code is inside the prefix, which is where training puts other files.
     prefix, suffix, middle = (
         np.array([tokenizer.token_id(name)], np.uint32)
         for name in (fill_in.prefix, fill_in.suffix, fill_in.middle)
     )
-    return (
-        np.concatenate([first, prefix]),
-        np.concatenate([text(f"{path}\n{before}"), suffix, text(after), middle]),
-    )
+    after = tokenizer.encode(gap.after, parse_special=False)[:MAX_TOKENS_AFTER]
+    return np.concatenate([first, prefix]), np.concatenate([before, suffix, after, middle])

@@ -18,6 +18,7 @@ from redis_infer import Infer, models
 from redis_infer.server import Server
 
 LOADED_NAME = "smol"
+EMBEDDER_NAME = "minilm"
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +55,18 @@ def loaded(infer: Infer, model_path: Path) -> Iterator[Infer]:
     if LOADED_NAME not in {model["name"] for model in infer.models()}:
         infer.load(LOADED_NAME, model_path)
     yield infer
+
+
+@pytest.fixture(scope="session")
+def embedder_path(server: Server) -> Path:
+    """The embedding model's file; fetched and converted if this machine does not have it."""
+    return models.pull("all-minilm-l6-v2")
+
+
+@pytest.fixture
+def embedding(loaded: Infer, embedder_path: Path) -> Iterator[Infer]:
+    """``loaded``, with all-MiniLM-L6-v2 as "minilm" beside it until the test ends."""
+    loaded.load(EMBEDDER_NAME, embedder_path)
+    yield loaded
+    if EMBEDDER_NAME in {model["name"] for model in loaded.models()}:
+        loaded.unload(EMBEDDER_NAME)

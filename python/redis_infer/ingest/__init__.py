@@ -3,7 +3,7 @@
     from redis_infer import Infer
     from redis_infer.ingest import ingest
 
-    report = ingest(infer, "src", "my-code", model="smol", embed_model="minilm", embed=embed)
+    report = ingest(infer, "src", "my-code", model="smol", embed_model="minilm")
 
 Running it again brings the corpus up to date: a file whose SHA-256 is known costs reading it
 and one hash field. Each file is one transaction, so that a reader sees all of its old chunks or
@@ -103,10 +103,10 @@ def ingest(
     *,
     model: str,
     embed_model: str,
-    embed: Embed,
     chunk_tokens: int | None = None,
     overlap: int | None = None,
     max_file_bytes: int = tree.MAX_FILE_BYTES,
+    embed: Embed | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """Makes a corpus of the files below ``root``, or brings it up to date.
@@ -114,11 +114,11 @@ def ingest(
     Args:
         corpus: its name; one corpus is one folder.
         model: the loaded model that will read the chunks; their sizes are in its tokens.
-        embed_model: what the embedding model is called.
-        embed: computes the embeddings.
+        embed_model: the loaded model whose vectors are searched.
         chunk_tokens: most tokens of a chunk, 384 for a new corpus.
         overlap: most tokens of the lines that a chunk repeats, 32 for a new corpus.
         max_file_bytes: larger files are left out.
+        embed: computes embeddings in place of ``embed_model``, which is then only their name.
         on_progress: called after every file.
 
     Raises:
@@ -131,7 +131,7 @@ def ingest(
         Path(root).resolve(),
         Keys(corpus),
         tokenizer=infer.tokenizer(model),
-        embed=embed,
+        embed=embed or (lambda texts: infer.embed(embed_model, texts, truncate=True)),
         max_file_bytes=max_file_bytes,
         on_progress=on_progress or (lambda _progress: None),
     )
