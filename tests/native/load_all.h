@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bert_model.h"
 #include "gguf.h"
 #include "model.h"
 #include "vocab.h"
@@ -59,6 +60,23 @@ static inline int load_all(const void *data, size_t bytes)
     }
 
     int stage = 1;
+    struct gguf_string arch;
+    if (gguf_str(g, "general.architecture", &arch) && gguf_string_is(arch, "bert")) {
+        struct bert_model *b = bert_model_load(g, &err);
+        if (!b) {
+            gguf_close(g);
+            if (err.code == INFER_OK || !err.message[0]) abort();
+            return 1;
+        }
+        for (int i = 0; i < b->hp.n_layer; i++) {
+            const struct bert_layer *y = &b->layers[i];
+            sum += touch(y->out_norm.b, (size_t)b->hp.n_embd * sizeof(float));
+            sum += touch(y->down.data, y->down.row_bytes * (size_t)y->down.n_out);
+        }
+        bert_model_free(b);
+        load_all_sink = sum;
+        return 3; /* it has no vocabulary to read here */
+    }
     struct model *m = model_load(g, &err);
     if (!m) {
         gguf_close(g);

@@ -2,6 +2,7 @@
  * word of its header, metadata and tensor table is overwritten. Each result must load or be refused; that it
  * does neither wrongly is what the sanitizers (asan preset) see: the buffer is
  * allocated to the byte. */
+#include "bert_writer.h"
 #include "check.h"
 #include "gguf_writer.h"
 #include "load_all.h"
@@ -121,6 +122,29 @@ static void many_bytes_may_be_overwritten(void)
     CHECK(true);
 }
 
+static void the_same_holds_for_an_embedding_model(void)
+{
+    static const unsigned char values[] = {0x00, 0x01, 0x7f, 0x80, 0xff};
+    struct random_bert o = random_bert_defaults();
+    o.type = TYPE_Q8_0, o.n_vocab = 4, o.n_embd = 32, o.n_layer = 1, o.n_ff = 32, o.n_ctx = 4;
+    size_t bytes, loaded = 0;
+    unsigned char *file = random_bert_bytes(&o, &bytes);
+    struct gguf *g = gguf_open_memory(file, bytes, NULL);
+    size_t table_end = (size_t)((const unsigned char *)gguf_tensor_at(g, 0)->data - file);
+    gguf_close(g);
+    CHECK(load_all(file, bytes) == 3);
+    for (size_t i = 0; i < table_end; i++) {
+        unsigned char was = file[i];
+        for (size_t k = 0; k < sizeof values; k++) {
+            file[i] = values[k];
+            loaded += load_all(file, bytes) == 3;
+        }
+        file[i] = was;
+    }
+    CHECKF(loaded > 0 && loaded < sizeof values * table_end / 2, "%zu of %zu loaded", loaded, sizeof values * table_end);
+    free(file);
+}
+
 int main(void)
 {
     RUN(the_file_itself_loads);
@@ -128,5 +152,6 @@ int main(void)
     RUN(any_byte_may_be_overwritten);
     RUN(any_word_may_be_overwritten);
     RUN(many_bytes_may_be_overwritten);
+    RUN(the_same_holds_for_an_embedding_model);
     return check_result();
 }
