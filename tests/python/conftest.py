@@ -58,7 +58,7 @@ def loaded(infer: Infer, model_path: Path) -> Iterator[Infer]:
 
 
 @pytest.fixture(scope="session")
-def embedder_path(server: Server) -> Path:
+def embedder_path() -> Path:
     """The embedding model's file; fetched and converted if this machine does not have it."""
     return models.pull("all-minilm-l6-v2")
 
