@@ -293,19 +293,20 @@ static void on_vector(RedisModuleCtx *ctx, struct job *j)
     release_embedder(rag);
 
     struct request *r = &j->request->base;
+    const struct infer_error *error = &e->base.error;
+    struct reply_error err;
     bool cancelled = atomic_load(&r->cancelled);
-    if (e->base.error.code != INFER_OK && e->base.error.code != INFER_CANCELLED) {
-        r->error = e->base.error;
-        job_finish(j, NULL);
+    if (error->code != INFER_OK && error->code != INFER_CANCELLED) {
+        reply_fail(&err, infer_code_name(error->code), "the query's vector: %s", error->message);
+        job_finish(j, &err);
         return;
     }
-    if (cancelled || e->base.error.code == INFER_CANCELLED || !take_time(r, platform_now_us() - j->started_us)) {
+    if (cancelled || error->code == INFER_CANCELLED || !take_time(r, platform_now_us() - j->started_us)) {
         finish_early(j, cancelled ? LLM_CANCELLED : LLM_TIMEOUT);
         return;
     }
     RedisModule_FreeString(NULL, rag->vector[1]);
     rag->vector[1] = RedisModule_CreateString(NULL, (const char *)e->vectors, (size_t)e->n_embd * sizeof *e->vectors);
-    struct reply_error err;
     if (retrieve_as(ctx, rag->user, j, &err) < 0) job_finish(j, &err);
     else job_continue(j, vector_us);
 }

@@ -736,7 +736,7 @@ def test_unloading_either_model_ends_the_command(
             embedder.execute_command("INFER.CANCEL", entry["id"])
             assert job.result()["finish_reason"] == b"cancelled"
         else:
-            assert job.failure().startswith("NOMODEL ")
+            assert job.failure().startswith("NOMODEL the query's vector: the model was unloaded")
         assert unload.join().reply == b"OK"
     finally:
         with contextlib.suppress(redis.ResponseError):
@@ -922,6 +922,31 @@ def test_multi_and_scripts_are_refused(corpus: redis.Redis) -> None:
     assert "not possible inside MULTI or a script" in str(refused)
     script = "return redis.pcall(unpack(ARGV))['err']"
     assert b"not possible inside MULTI or a script" in corpus.eval(script, 0, *command)
+
+
+@pytest.mark.parametrize("how", ["MULTI", "script"])
+def test_with_async_multi_and_scripts_may_retrieve_with_the_rights_of_their_user(
+    limited: redis.Redis, corpus: redis.Redis, how: str
+) -> None:
+    corpus.execute_command("ACL", "SETUSER", "limited", "+multi", "+exec", "+eval", "~{c}:stream")
+    command = ("INFER.RAG", MODEL, VSET, *QUERY, "STREAM", "{c}:stream", "ASYNC", *BRIEF)
+
+    def run() -> Any:
+        if how == "script":
+            return limited.eval("return redis.call(unpack(ARGV))", 0, *command)
+        with limited.pipeline(transaction=True) as transaction:
+            transaction.execute_command(*command)
+            return transaction.execute()[0]
+
+    assert run() > 0
+    wait_until(
+        lambda: any(b"finish_reason" in e for _, e in corpus.xrange("{c}:stream")), "it is done"
+    )
+    corpus.set("{c}:secret", pack(PROMPT))
+    corpus.execute_command("VSETATTR", VSET, "e1", json.dumps({"tokens": "{c}:secret"}))
+    with pytest.raises(redis.ResponseError, match="may not read key '{c}:secret'"):
+        run()
+    assert_idle(corpus)
 
 
 def test_the_request_is_listed_and_cancelled_under_its_name(
