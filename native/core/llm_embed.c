@@ -10,6 +10,8 @@
 #include "llm_internal.h"
 #include "platform.h"
 
+enum { POOLING_LAST = 3 }; /* of the key pooling_type; 0, none, leaves it to the user */
+
 static void free_parts(struct embed_request *whole)
 {
     for (int i = 0; i < whole->n_inputs && whole->parts; i++) {
@@ -47,6 +49,10 @@ int llm_embed(struct engine *engine, struct embed_request *whole, struct infer_e
 {
     struct llm *e = (struct llm *)engine;
     const struct llm_params params = {.kind = LLM_EMBED, .no_cache = true}; /* texts hardly share beginnings */
+    int pooling = e->model->hp.pooling;
+    if (pooling > 0 && pooling != POOLING_LAST)
+        return infer_fail(err, INFER_ERR, "%s.pooling_type is %d; of decoder models only 3 (the last token) is implemented",
+                          e->base.info.architecture, pooling);
     if (embed_request_prepare(whole, err) != 0 || llm_open(e, err) != 0) return -1;
     whole->n_done = 0;
     whole->parts = calloc((size_t)whole->n_inputs, sizeof *whole->parts);

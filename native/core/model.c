@@ -106,6 +106,10 @@ static int read_hparams(struct loader *l, const struct architecture *arch, struc
         return infer_fail(l->err, INFER_ERR,
                           "%s.attention.head_count %d is no multiple of attention.head_count_kv %d", l->arch,
                           hp->n_head, hp->n_head_kv);
+    char pooling[64];
+    uint32_t type;
+    snprintf(pooling, sizeof pooling, "%s.pooling_type", arch->name);
+    hp->pooling = gguf_u32(l->g, pooling, &type) && type < 256 ? (int)type : -1;
     int head_dim = hp->n_embd / hp->n_head;
     if (loader_dim(l, "attention.key_length", head_dim, LOADER_MAX_HEAD_DIM, &hp->k_dim) ||
         loader_dim(l, "attention.value_length", head_dim, LOADER_MAX_HEAD_DIM, &hp->v_dim) ||

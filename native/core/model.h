@@ -23,6 +23,7 @@ struct hparams {
     int n_vocab, n_embd, n_layer, n_head, n_head_kv;
     int k_dim, v_dim;   /* head sizes; not always n_embd / n_head */
     int n_ff, n_ctx_train;
+    int pooling;        /* pooling_type of the file: how it wants embeddings; -1: not told */
     float norm_eps;
     enum rope_order rope_order;
     int n_rot;          /* rotated elements of a head */

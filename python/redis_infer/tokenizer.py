@@ -465,7 +465,7 @@ def _clean(text: str) -> str:
 
 def _wordpiece_spelling(text: str) -> str:
     """BERT's own spelling of a token: ``word``, ``##continuation`` or ``[SPECIAL]``."""
-    if text.startswith(_SPACE):
+    if text.startswith(_SPACE) and text != _SPACE:  # there is no empty word: it continues one
         return text[1:]
     return text if text.startswith("[") and text.endswith("]") else "##" + text
 
