@@ -12,6 +12,7 @@ carry out the plans below, which say what to ask the server and what the answers
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -21,11 +22,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from . import layout, retrieval
+from . import layout, prompts, retrieval
 from .commands import Argument, Command, RagOptions, as_hash, pack_tokens
 from .errors import CorpusError
 from .layout import Keys, Settings
-from .results import FloatArray, RagGeneration, TokenArray
+from .results import FloatArray, ModelInfo, RagGeneration, TokenArray
 from .retrieval import Gap
 
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ class Corpus:
     def _query(self, settings: Settings, text: str) -> Query:
         if self._embed is not None:
             return {"vector": self._embed([text])[0]}
-        return {"query": text, "embed_model": settings.embed_model}
+        return _embedded_query(self._infer.info(settings.embed_model), settings, text)
 
     def _question(
         self, question: str, model: str | None, system: str, options: RagOptions
@@ -340,7 +341,7 @@ class AsyncCorpus:
         """See :meth:`Corpus.complete`."""
         settings, tokenizer, model = await self._model(model)
         gap = Gap(path, text, line)
-        query = self._query(settings, gap.query)
+        query = await self._query(settings, gap.query)
         request = await self._run(
             _completion(self._keys, settings, tokenizer, gap, model, query, options)
         )
@@ -365,16 +366,17 @@ class AsyncCorpus:
         model = model or settings.model
         return settings, await self._infer.tokenizer(model), model
 
-    def _query(self, settings: Settings, text: str) -> Query:
+    async def _query(self, settings: Settings, text: str) -> Query:
         if self._embed is not None:
             return {"vector": self._embed([text])[0]}
-        return {"query": text, "embed_model": settings.embed_model}
+        info = await self._infer.info(settings.embed_model)
+        return await asyncio.to_thread(_embedded_query, info, settings, text)  # may read a file
 
     async def _question(
         self, question: str, model: str | None, system: str, options: RagOptions
     ) -> Request:
         settings, tokenizer, model = await self._model(model)
-        query = self._query(settings, question)
+        query = await self._query(settings, question)
         return await self._run(
             _question(self._keys, settings, tokenizer, question, system, model, query, options)
         )
@@ -499,6 +501,13 @@ def _question(
         "prompt": prompt,
         **({"before": before, "ef": _SEARCH_EFFORT} | options),
     }
+
+
+def _embedded_query(embedder: ModelInfo, settings: Settings, text: str) -> Query:
+    """The query as tokens for INFER.RAG to embed; of a text that is too long, the beginning."""
+    tokenizer = prompts.tokenizer_of(embedder)
+    (tokens,) = prompts.encode_inputs(tokenizer, text, context=embedder["context"])
+    return {"query": tokens, "embed_model": settings.embed_model}
 
 
 def _completion(

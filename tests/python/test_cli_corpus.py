@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from redis_infer import Corpus, Infer
+from redis_infer import AsyncCorpus, AsyncInfer, Corpus, Infer
 from redis_infer.ingest import ingest
 from redis_infer.server import Server
 from test_cli import ok, run
@@ -81,6 +81,26 @@ def test_ask_prints_the_answer_and_then_where_it_is_from(
     assert f"{expected.sources[0].score:.3f}  src/password.py:1-6\n" in done.stderr
     only = ok("ask", "shop", question, "-n", "1", "--where", '.path == "x"', "--url", server.url)
     assert only.count("\n") >= 1
+
+
+def test_a_question_longer_than_the_embedding_models_context_is_answered(
+    shop: Path, loaded: Infer
+) -> None:
+    question = "Where is the password of a user checked? " * 200
+    answer = Corpus(loaded, "shop").ask(question, max_tokens=1, top_n=1)
+    assert answer.sources[0].path == "src/password.py"
+
+
+async def test_the_async_corpus_embeds_questions_as_well(
+    shop: Path, server: Server, loaded: Infer
+) -> None:
+    question = "Where is the password of a user checked?"
+    expected = Corpus(loaded, "shop")
+    async with server.async_client() as client:
+        corpus = AsyncCorpus(AsyncInfer(client), "shop")
+        assert await corpus.search(question) == expected.search(question)
+        answer = await corpus.ask(question, max_tokens=8)
+        assert answer.text == expected.ask(question, max_tokens=8).text
 
 
 def test_complete_finds_the_corpus_of_the_file(shop: Path, server: Server, loaded: Infer) -> None:
