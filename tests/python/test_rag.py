@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import shutil
+import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -545,8 +546,9 @@ def test_a_corpus_that_changes_meanwhile_changes_nothing_under_way(
 ) -> None:
     options = (*QUERY, "MAXTOKENS", 64, "IGNOREEOS")
     calm = rag(corpus, *options)
+    before = corpus.info("infer")["infer_requests_total"]
     job = Background(server, "INFER.RAG", MODEL, VSET, *options)
-    wait_until(lambda: requests(corpus), "it runs")
+    wait_until(lambda: corpus.info("infer")["infer_requests_total"] > before, "it is admitted")
     corpus.flushall()
     made = job.result()
     assert made["tokens"] == calm["tokens"]
@@ -677,31 +679,49 @@ def test_rights_are_those_at_the_search(embedder: redis.Redis, server: Server) -
     assert_idle(embedder)
 
 
-def embedding(server: Server, client: redis.Redis, *options: Any) -> tuple[Background, int]:
-    """A command whose query is being embedded, and its id."""
-    job = Background(server, *embed_rag(ENDLESS, *options))
-    (entry,) = wait_until(
-        lambda: [r for r in requests(client) if r["state"] == b"running"], "the query is embedded"
-    )
-    assert (entry["command"], entry["client"]) == (b"INFER.RAG", job.client_id)
-    assert entry["prompt_tokens"] == 0
-    return job, entry["id"]
+@contextlib.contextmanager
+def embedding(
+    server: Server, client: redis.Redis, *options: Any
+) -> Iterator[tuple[Background, int]]:
+    """A command whose query waits to be embedded, for as long as the block lasts; and its id."""
+    client.config_set("infer.max-batch", 1)
+    try:
+        running = long_generation(server, model=EMBEDDER)
+        job = Background(server, *embed_rag(pack(QUESTION), *options))
+        (entry,) = wait_until(
+            lambda: [r for r in requests(client) if r["client"] == job.client_id], "it waits"
+        )
+        assert (entry["command"], entry["state"]) == (b"INFER.RAG", b"queued")
+        yield job, entry["id"]
+        client.execute_command("CLIENT KILL", "ID", running.client_id)
+    finally:
+        client.config_set("infer.max-batch", 16)
 
 
-def test_cancel_ends_the_embedding(embedder: redis.Redis, server: Server) -> None:
-    job, number = embedding(server, embedder, "STORE", "{c}:out")
-    assert embedder.execute_command("INFER.CANCEL", number) == 1
-    made = job.result()
+def test_cancel_ends_a_query_that_waits(embedder: redis.Redis, server: Server) -> None:
+    with embedding(server, embedder, "STORE", "{c}:out") as (job, number):
+        assert embedder.execute_command("INFER.CANCEL", number) == 1
+        made = job.result()
     assert (made["finish_reason"], made["tokens"], made["text"]) == (b"cancelled", b"", b"")
     assert (made["prompt_tokens"], made["output_tokens"], made["sources"]) == (0, 0, [])
     assert embedder.get("{c}:out") is None
     assert_idle(embedder)
 
 
+def test_cancel_ends_whatever_runs(embedder: redis.Redis, server: Server) -> None:
+    job = Background(server, *embed_rag(ENDLESS, "MAXTOKENS", 7000, "IGNOREEOS"))
+    (entry,) = wait_until(
+        lambda: [r for r in requests(embedder) if r["state"] == b"running"], "it embeds"
+    )
+    assert embedder.execute_command("INFER.CANCEL", entry["id"]) == 1
+    assert job.result()["finish_reason"] == b"cancelled"
+    assert_idle(embedder)
+
+
 def test_the_timeout_counts_the_embedding_too(embedder: redis.Redis) -> None:
-    made = as_map(embedder.execute_command(*embed_rag(ENDLESS, "TIMEOUT", 100)))
+    made = as_map(embedder.execute_command(*embed_rag(ENDLESS, "TIMEOUT", 20)))
     assert (made["finish_reason"], made["output_tokens"]) == (b"timeout", 0)
-    assert made["total_us"] >= 100_000
+    assert made["total_us"] >= 20_000
     assert_idle(embedder)
 
 
@@ -709,64 +729,42 @@ def test_the_timeout_counts_the_embedding_too(embedder: redis.Redis) -> None:
 def test_a_client_that_goes_away_ends_the_embedding(
     embedder: redis.Redis, server: Server, how: str
 ) -> None:
-    job, _ = embedding(server, embedder, "STORE", "{c}:out")
-    if how == "kill":
-        embedder.execute_command("CLIENT KILL", "ID", job.client_id)
-    elif how == "hang up":
-        job.client.connection_pool.disconnect(inuse_connections=True)
-    else:
-        assert embedder.execute_command("CLIENT UNBLOCK", job.client_id)
-    job.failure()
+    with embedding(server, embedder, "STORE", "{c}:out") as (job, _):
+        if how == "kill":
+            embedder.execute_command("CLIENT KILL", "ID", job.client_id)
+        elif how == "hang up":
+            job.client.connection_pool.disconnect(inuse_connections=True)
+        else:
+            assert embedder.execute_command("CLIENT UNBLOCK", job.client_id)
+        job.failure()
     assert_idle(embedder)
     assert embedder.get("{c}:out") is None
 
 
-@pytest.mark.parametrize("name", [EMBEDDER, "generator"])
-def test_unloading_either_model_ends_the_command(
-    embedder: redis.Redis, server: Server, model_path: Path, name: str
-) -> None:
-    embedder.execute_command("INFER.MODEL LOAD", "generator", str(model_path))
-    try:
-        command = ("INFER.RAG", "generator", "{c}:emb", "EMBED", EMBEDDER, ENDLESS)
-        job = Background(server, *command, "TIMEOUT", 20000)
-        wait_until(lambda: [r for r in requests(embedder) if r["state"] == b"running"], "it embeds")
-        unload = Background(server, "INFER.MODEL UNLOAD", name)
-        if name == "generator":  # the embedding ends by itself, or the wait is cut short here
-            (entry,) = requests(embedder)
-            embedder.execute_command("INFER.CANCEL", entry["id"])
-            assert job.result()["finish_reason"] == b"cancelled"
-        else:
-            assert job.failure().startswith("NOMODEL the query's vector: the model was unloaded")
-        assert unload.join().reply == b"OK"
-    finally:
-        with contextlib.suppress(redis.ResponseError):
-            embedder.execute_command("INFER.MODEL UNLOAD", "generator")
+def test_unloading_the_embedder_ends_the_command(embedder: redis.Redis, server: Server) -> None:
+    with embedding(server, embedder) as (job, _):
+        assert embedder.execute_command("INFER.MODEL UNLOAD", EMBEDDER) == b"OK"
+        assert job.failure().startswith("NOMODEL the query's vector: the model was unloaded")
     assert_idle(embedder)
 
 
-def test_a_generator_that_was_unloaded_meanwhile_is_told(
+def test_unloading_the_generator_ends_the_command(
     embedder: redis.Redis, server: Server, model_path: Path
 ) -> None:
     embedder.execute_command("INFER.MODEL LOAD", "generator", str(model_path))
     query = pack(PROMPT * 20)
-    job = Background(server, "INFER.RAG", "generator", "{c}:emb", "EMBED", EMBEDDER, query)
+    command = ("INFER.RAG", "generator", "{c}:emb", "EMBED", EMBEDDER, query)
+    job = Background(server, *command, "MAXTOKENS", 7000, "IGNOREEOS")
     wait_until(lambda: requests(embedder), "it has begun")
-    embedder.execute_command("INFER.MODEL UNLOAD", "generator")
+    assert embedder.execute_command("INFER.MODEL UNLOAD", "generator") == b"OK"
     assert job.failure().startswith("NOMODEL ")
     assert_idle(embedder)
 
 
 def test_the_corpus_is_read_when_the_vector_is_there(embedder: redis.Redis, server: Server) -> None:
-    embedder.config_set("infer.max-batch", 1)
-    try:
-        running = long_generation(server, model=EMBEDDER)
-        job = Background(server, *embed_rag(pack(QUESTION)))
-        wait_until(lambda: len(requests(embedder)) == 2, "the query waits to be embedded")
+    with embedding(server, embedder) as (job, _):
         embedder.delete("{c}:emb")
-        embedder.execute_command("CLIENT KILL", "ID", running.client_id)
-        assert job.failure() == "NOKEY vector set '{c}:emb' does not exist"
-    finally:
-        embedder.config_set("infer.max-batch", 16)
+    assert job.failure() == "NOKEY vector set '{c}:emb' does not exist"
     assert_idle(embedder)
 
 
@@ -808,7 +806,8 @@ def test_a_script_that_takes_long_is_not_looked_into(model_path: Path) -> None:
         client.set(key(0), pack(chunk(0)))
         attributes = json.dumps({"tokens": key(0)})
         client.execute_command("VADD", VSET, "FP32", v, "e0", "SETATTR", attributes)
-        command = ("INFER.RAG", MODEL, VSET, "EMBED", MODEL, pack(PROMPT * 10), *BRIEF)
+        # Its embedding ends while the script runs, unless the machine is very busy.
+        command = ("INFER.RAG", MODEL, VSET, "EMBED", MODEL, pack(PROMPT * 100), *BRIEF)
         job = Background(server, *command)
         wait_until(lambda: requests(client), "it embeds")
         script = """
@@ -818,7 +817,7 @@ def test_a_script_that_takes_long_is_not_looked_into(model_path: Path) -> None:
             repeat t = redis.call('TIME') until t[1] * 1000000 + t[2] > till
             redis.call('SET', KEYS[1], ARGV[1])"""
         client.eval(script, 1, key(0), pack(chunk(1)))
-        assert used(job.result()) == [("e0", 6)]
+        assert used(job.result()) in ([("e0", 6)], [("e0", 5)])  # not 'bad'
 
 
 # ---- the client ----
@@ -944,7 +943,7 @@ def test_with_async_multi_and_scripts_may_retrieve_with_the_rights_of_their_user
     )
     corpus.set("{c}:secret", pack(PROMPT))
     corpus.execute_command("VSETATTR", VSET, "e1", json.dumps({"tokens": "{c}:secret"}))
-    with pytest.raises(redis.ResponseError, match="may not read key '{c}:secret'"):
+    with pytest.raises(redis.ResponseError, match=re.escape("may not read key '{c}:secret'")):
         run()
     assert_idle(corpus)
 
