@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import json
 import math
-import shutil
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
