@@ -24,6 +24,7 @@ from .errors import (
     NoModelError,
     RequestCancelledError,
     TokenizerError,
+    VectorSetsMissingError,
     WrongTypeError,
 )
 from .results import (
@@ -71,6 +72,7 @@ __all__ = [
     "Source",
     "Stream",
     "TokenizerError",
+    "VectorSetsMissingError",
     "WrongTypeError",
     "__version__",
     "pack_tokens",

@@ -6,6 +6,7 @@ that redis-py gives it (``ERR`` a plain ``ResponseError``, ``NOPERM`` a ``NoPerm
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 from redis.exceptions import ResponseError
@@ -63,6 +64,10 @@ class RequestCancelledError(InferError):
     code = "CANCELLED"
 
 
+class VectorSetsMissingError(InferError):
+    """The server has no Vector Sets: it is older than Redis 8."""
+
+
 class CorpusError(RuntimeError):
     """A corpus is missing, or does not fit what is asked of it."""
 
@@ -70,6 +75,8 @@ class CorpusError(RuntimeError):
 class TokenizerError(ValueError):
     """Text was given where the model's tokenizer cannot be had on this machine."""
 
+
+_VECTOR_SET_COMMAND = re.compile(r"unknown command '?V[A-Z]+\b", re.IGNORECASE)
 
 _BY_CODE: dict[str, type[InferError]] = {
     kind.code: kind
@@ -86,8 +93,12 @@ _BY_CODE: dict[str, type[InferError]] = {
 
 
 def from_response(error: ResponseError) -> ResponseError:
-    """The exception that an error reply to an INFER command should raise."""
+    """The exception that an error reply to one of our commands should raise."""
     message = str(error)
+    if _VECTOR_SET_COMMAND.match(message):
+        return VectorSetsMissingError(
+            "the server has no Vector Sets, which corpora and INFER.RAG need: use Redis 8 or newer"
+        )
     if message.startswith("unknown command"):
         return ModuleMissingError(
             "the server has no INFER commands: start it with "

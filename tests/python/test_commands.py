@@ -235,6 +235,7 @@ def test_a_missing_token_key_is_none() -> None:
         ("BUSY the queue is full", errors.BusyError),
         ("CANCELLED by INFER.CANCEL", errors.RequestCancelledError),
         ("unknown command 'INFER.GENERATE', with args", errors.ModuleMissingError),
+        ("unknown command 'VCARD', with args", errors.VectorSetsMissingError),
     ],
 )
 def test_an_error_code_chooses_the_class(message: str, kind: type[errors.InferError]) -> None:

@@ -124,6 +124,7 @@ def ingest(
     Raises:
         CorpusError: the corpus was made from another folder, with another tokenizer,
             embedding model or chunk size; or was dropped meanwhile.
+        VectorSetsMissingError: the server is older than Redis 8.
         NotADirectoryError: ``root`` is no folder.
     """
     run = _Run(
@@ -196,6 +197,7 @@ class _Run:
         """Takes on the settings of the corpus, or makes it."""
         if not self._root.is_dir():
             raise NotADirectoryError(f"{self._root} is no folder")
+        self._infer._run(Command(("VCARD", self._keys.vectors), lambda _reply: None))
         probe = self._vectors([PROBE_TEXT])[0]
         while True:
             found = self._read_settings()
