@@ -122,7 +122,7 @@ def main() -> None:
                 print(f"{test}: idle {idle:.0f}/s, loaded {loaded:.0f}/s, {loaded / idle:.0%}")
 
         info = client.info("infer")
-        for what in ("hold", "wait"):
+        for what in ("hold", "hold_cpu", "wait"):
             points = [
                 f"{p} {info[f'infer_lock_{what}_{p}_us']}" for p in ("p50", "p90", "p99", "max")
             ]

@@ -37,6 +37,9 @@ int platform_cpu_count(void);
 /* Monotonic clock, microseconds. */
 uint64_t platform_now_us(void);
 
+/* Processor time that the calling thread has used, microseconds. */
+uint64_t platform_thread_cpu_us(void);
+
 /* Parks while *word == expected, at most timeout_us (0: no limit); may return
  * early. Wakes come from platform_wake. Both are safe from any thread. */
 void platform_park(_Atomic uint32_t *word, uint32_t expected, uint64_t timeout_us);

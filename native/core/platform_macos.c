@@ -127,6 +127,13 @@ uint64_t platform_now_us(void)
     return clock_gettime_nsec_np(CLOCK_UPTIME_RAW) / 1000;
 }
 
+uint64_t platform_thread_cpu_us(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+    return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
+}
+
 /* Parking: the kernel's own wait-on-address is public only since macOS 14.4, so
  * words share a few mutexes and conditions by their address. A wake reaches every
  * thread of its bucket; those whose word did not change return early, which park's contract allows. */

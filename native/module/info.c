@@ -123,6 +123,7 @@ static void describe_writing(RedisModuleInfoCtx *info)
     field(info, "output_failures", output.failures);
     field(info, "lock_holds", lock->holds);
     percentiles(info, "lock_hold", &lock->hold);
+    percentiles(info, "lock_hold_cpu", &lock->hold_cpu);
     percentiles(info, "lock_wait", &lock->wait);
 }
 

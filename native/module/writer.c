@@ -97,7 +97,7 @@ static bool hold(void)
     bool refused = false;
     uint64_t asked = platform_now_us();
     RedisModule_ThreadSafeContextLock(w.ctx);
-    uint64_t began = platform_now_us(), now = began;
+    uint64_t began = platform_now_us(), cpu_began = platform_thread_cpu_us(), now = began;
     while (w.first && !atomic_load(&w.stop)) {
         struct write_item *item = w.first, *next = item->next;
         if (!item->write(w.ctx, item)) {
@@ -117,9 +117,10 @@ static bool hold(void)
     RedisModule_EventLoopAddOneShot(on_turn, NULL);
     RedisModule_ThreadSafeContextUnlock(w.ctx); /* replicates what was written, too */
 
-    uint64_t held = platform_now_us() - began;
+    uint64_t held = platform_now_us() - began, worked = platform_thread_cpu_us() - cpu_began;
     histogram_add(&w.latency.wait, began - asked);
     histogram_add(&w.latency.hold, held);
+    histogram_add(&w.latency.hold_cpu, worked);
     atomic_fetch_add(&w.latency.holds, 1);
     if (held > atomic_load(&w.slowest_us)) atomic_store(&w.slowest_us, held);
     return !refused;

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from module_support import wait_until
 from redis_infer import Infer, models
 from redis_infer.server import Server
 
@@ -217,3 +218,17 @@ def test_models_list_says_which_are_here(model_path: Path, tmp_path: Path) -> No
 def test_models_pull_and_path_print_the_file(model_path: Path) -> None:
     assert ok("models", "path", models.DEFAULT_MODEL) == f"{model_path}\n"
     assert ok("models", "pull", models.DEFAULT_MODEL) == f"{model_path}\n"
+
+
+def test_generate_prints_as_it_comes_and_ctrl_c_ends_the_request(
+    server: Server, loaded: Infer, client: redis.Redis
+) -> None:
+    command = [*COMMAND, "generate", "Once upon a time", "--url", server.url, "-n", "4000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1)
+        assert client.execute_command("INFER.REQUESTS"), "there is output before the end"
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+    assert process.returncode == 130
+    wait_until(lambda: not client.execute_command("INFER.REQUESTS"), "the request ends")

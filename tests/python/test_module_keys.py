@@ -45,6 +45,18 @@ def test_store_is_a_write_and_the_others_are_reads(client: redis.Redis) -> None:
     ]
 
 
+def test_the_stream_is_written_and_found_wherever_it_stands(client: redis.Redis) -> None:
+    found = client.execute_command(
+        "COMMAND GETKEYSANDFLAGS",
+        *("INFER.GENERATE", "m", 1, "a", "STREAM", "s", "STOP", 1, "STREAM", "STORE", "out"),
+    )
+    assert [(key, set(flags)) for key, flags in found] == [
+        (b"a", {b"RO", b"access"}),
+        (b"out", {b"OW", b"update"}),
+        (b"s", {b"RW", b"update"}),
+    ]
+
+
 def test_faulty_arguments_name_no_keys_beyond_them(client: redis.Redis) -> None:
     assert keys(client, "INFER.GENERATE", "m", 1, "a", "NONSENSE", "STORE") == ["a"]
     assert keys(client, "INFER.GENERATE", "m", "many", "a") == []
@@ -69,8 +81,10 @@ def limited(client: redis.Redis, server: Server, loaded: object) -> Iterator[red
 def test_a_user_generates_from_and_to_permitted_keys(
     limited: redis.Redis, client: redis.Redis
 ) -> None:
-    made = generate(limited, MODEL, 1, "r:p", "MAXTOKENS", 2, "STORE", "w:out")
+    keys = ("STORE", "w:out", "STREAM", "w:stream")
+    made = generate(limited, MODEL, 1, "r:p", "MAXTOKENS", 2, *keys)
     assert client.get("w:out") == made["tokens"]
+    assert client.xlen("w:stream") == 3
 
 
 @pytest.mark.parametrize(
@@ -83,6 +97,8 @@ def test_a_user_generates_from_and_to_permitted_keys(
         ("INFER.GENERATE", MODEL, 1, "r:p", "STORE", "other"),
         ("INFER.GENERATE", MODEL, 1, "r:p", "STOP", 1, "STORE", "STORE", "other"),
         ("INFER.GENERATE", MODEL, 1, "r:p", "TOKENS", "STORE", "STORE", "other"),
+        ("INFER.GENERATE", MODEL, 1, "r:p", "STREAM", "r:out"),
+        ("INFER.GENERATE", MODEL, 1, "r:p", "STORE", "w:out", "STREAM", "other", "ASYNC"),
     ],
 )
 def test_a_user_without_permission_for_a_key_is_refused(
