@@ -122,18 +122,21 @@ def ingest(
             made_with = info.model, info.embed_model
         model = model or _known_or_only(infer, made_with[0], embedder=False)
         embed_model = embed_model or _known_or_only(infer, made_with[1], embedder=True)
-        with _progress() as show:
-            report = ingesting.ingest(
-                infer,
-                path,
-                corpus,
-                model=model,
-                embed_model=embed_model,
-                chunk_tokens=chunk_tokens,
-                overlap=overlap,
-                max_file_bytes=max_file_bytes,
-                on_progress=show,
-            )
+        try:
+            with _progress() as show:
+                report = ingesting.ingest(
+                    infer,
+                    path,
+                    corpus,
+                    model=model,
+                    embed_model=embed_model,
+                    chunk_tokens=chunk_tokens,
+                    overlap=overlap,
+                    max_file_bytes=max_file_bytes,
+                    on_progress=show,
+                )
+        except ImportError as error:  # of a grammar, when the first file needs it
+            raise UsageError(str(error)) from error
     _print_report(corpus, report)
 
 

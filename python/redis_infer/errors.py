@@ -76,6 +76,14 @@ class TokenizerError(ValueError):
     """Text was given where the model's tokenizer cannot be had on this machine."""
 
 
+def missing(package: str | None) -> ImportError:
+    """A package of the extra ``ingest`` is not installed."""
+    return ImportError(
+        f"ingest needs the package {package}: run \"pip install 'redis-infer[ingest]'\"",
+        name=package,
+    )
+
+
 _VECTOR_SET_COMMAND = re.compile(r"unknown command '?V[A-Z]+\b", re.IGNORECASE)
 
 _BY_CODE: dict[str, type[InferError]] = {

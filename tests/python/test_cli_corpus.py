@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,3 +153,23 @@ def test_without_an_embedding_model_ingest_says_what_is_missing(
     done = run("ingest", str(tmp_path), "--corpus", "x", "--url", server.url)
     assert done.returncode == 2
     assert "no embedding model is loaded in that server: load one with" in done.stderr
+
+
+@pytest.mark.parametrize("package", ["pathspec", "tree_sitter", "tree_sitter_python"])
+def test_without_the_extra_ingest_says_what_to_install(
+    shop: Path, server: Server, package: str
+) -> None:
+    (shop / "src/new.py").write_text("new = 1\n")
+    program = (
+        f"import sys; sys.modules[{package!r}] = None; from redis_infer.cli import main; "
+        f"sys.argv = ['redis-infer', 'ingest', {str(shop)!r}, '--corpus', 'shop', "
+        f"'--url', {server.url!r}]; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"redis-infer: ingest needs the package {package}: run "
+        "\"pip install 'redis-infer[ingest]'\"\n"
+    )

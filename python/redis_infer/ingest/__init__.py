@@ -26,7 +26,7 @@ import numpy as np
 
 from .. import layout
 from ..commands import Argument, Command, as_hash, pack_tokens
-from ..errors import CorpusError
+from ..errors import CorpusError, missing
 from ..layout import Keys, Settings
 from ..results import FloatArray, TokenArray
 from ..retrieval import PROBE_TEXT, prefix_of
@@ -35,10 +35,8 @@ try:
     from . import tree
     from .chunking import Chunk, chunks
     from .structure import language_of
-except ImportError as error:  # pathspec and the grammars
-    raise ImportError(
-        f"ingest needs {error.name}: run \"pip install 'redis-infer[ingest]'\"", name=error.name
-    ) from error
+except ImportError as error:  # pathspec or tree_sitter
+    raise missing(error.name) from error
 
 if TYPE_CHECKING:
     from redis.client import Pipeline

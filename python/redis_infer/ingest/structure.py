@@ -16,6 +16,8 @@ from pathlib import PurePosixPath
 
 import tree_sitter
 
+from ..errors import missing
+
 # Suffix or whole name -> language.
 _LANGUAGES = {
     suffix: language
@@ -140,7 +142,11 @@ def structure_of(
 @functools.cache
 def _grammar(language: str) -> tree_sitter.Language:
     package, function = _GRAMMARS[language]
-    return tree_sitter.Language(getattr(importlib.import_module(package), function)())
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        raise missing(package) from error
+    return tree_sitter.Language(getattr(module, function)())
 
 
 def _by_grammar(lines: list[str], language: str, is_large: Callable[[int, int], bool]) -> Structure:
