@@ -98,12 +98,15 @@ def main() -> None:
         print(f"CPU time:          {client:.2f} s/MB client, {server_cpu:.2f} s/MB server")
         print(f"nothing changed:   {statistics.median(again):.2f} s for all files")
         if arguments.embed_files:
+            before = cpu_seconds(infer)
             report = ingest(infer, few, "bench", model="gen", embed_model="emb")
+            client, server_cpu = (cpu_seconds(infer) - before) / (report.text_bytes / 1e6)
             print(
                 f"in all:            {report.text_bytes / 1e6 / report.seconds:.3f} MB/s, "
                 f"{report.chunks / report.seconds:.0f} chunks/s; {report.added} files, "
                 f"{report.text_bytes / 1e6:.1f} MB, {report.embed_seconds:.1f} of "
-                f"{report.seconds:.1f} s for vectors"
+                f"{report.seconds:.1f} s for vectors; "
+                f"CPU time {client:.2f} s/MB client, {server_cpu:.2f} s/MB server"
             )
 
 
