@@ -56,8 +56,8 @@ _BATCH_BYTES = 256 << 10
 _EMBED_BATCH = 64
 
 _VECTOR_OPTIONS = ("Q8", "EF", 100)
-"""Half of the default build effort: twice the speed, and the neighbours found are the same
-ones in all but a few cases per thousand."""
+"""Half of the default effort in building the graph: a third to a half less time, and searches
+still found the four nearest of 6,000 vectors in clusters, for all of 150 queries."""
 
 _MAX_ATTEMPTS = 6
 """How often a file is cut again because a chunk has more tokens than were estimated."""
@@ -312,7 +312,9 @@ class _Run:
             with self._client.pipeline(transaction=False) as pipe:
                 for path in some:
                     pipe.hget(self._keys.file(path), "sha256")
-                known.update(zip(some, map(_text, pipe.execute()), strict=True))
+                for path, sha256 in zip(some, pipe.execute(), strict=True):
+                    if sha256 is not None:  # another run may have deleted it just now
+                        known[path] = _text(sha256)
         return known
 
     def _take(self, batch: list[_Prepared]) -> set[str]:
