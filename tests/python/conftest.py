@@ -7,7 +7,10 @@ whole session: a test that loads a model unloads it, and ``client`` begins with 
 
 from __future__ import annotations
 
+import functools
 import os
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +18,31 @@ import pytest
 import redis
 
 from redis_infer import Infer, models
-from redis_infer.server import Server
+from redis_infer.server import Server, find_redis_server
 
 LOADED_NAME = "smol"
 EMBEDDER_NAME = "minilm"
+
+
+@functools.cache
+def redis_version() -> tuple[int, int]:
+    """Of the server that the tests run."""
+    shown = subprocess.run(
+        [find_redis_server(), "--version"], capture_output=True, text=True, check=True
+    )
+    # Valkey's number is its own; of Redis it has what 7.2 had, from which it came.
+    if shown.stdout.startswith("Valkey"):
+        return (7, 2)
+    found = re.search(r"v=(\d+)\.(\d+)", shown.stdout)
+    assert found, shown.stdout
+    return int(found[1]), int(found[2])
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs_redis"):
+        if redis_version() < mark.args:
+            needed, is_there = (".".join(map(str, v)) for v in (mark.args, redis_version()))
+            pytest.skip(f"needs Redis {needed}; this is (like) {is_there}")
 
 
 @pytest.fixture(scope="session")

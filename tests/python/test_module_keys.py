@@ -109,9 +109,8 @@ def test_a_user_without_permission_for_a_key_is_refused(
     assert client.get("other") == pack(PROMPT)
 
 
+@pytest.mark.needs_redis(7, 2)  # before, module commands have no ACL categories
 def test_loading_models_is_dangerous(client: redis.Redis, server: Server) -> None:
-    if tuple(map(int, client.info("server")["redis_version"].split(".")[:2])) < (7, 2):
-        pytest.skip("before Redis 7.2 module commands have no ACL categories")
     client.execute_command(
         "ACL", "SETUSER", "careful", "reset", "on", ">secret", "+@all", "-@dangerous", "~*"
     )

