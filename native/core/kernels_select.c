@@ -29,8 +29,12 @@ static const struct entry entries[] = { /* best first */
     {"avx2", NULL},
 #endif
 #ifdef INFER_KERNELS_NEON
+    {"neon-i8mm", kernels_neon_i8mm},
+    {"neon-dotprod", kernels_neon_dotprod},
     {"neon", kernels_neon},
 #else
+    {"neon-i8mm", NULL},
+    {"neon-dotprod", NULL},
     {"neon", NULL},
 #endif
     {"scalar", get_scalar},
@@ -68,7 +72,7 @@ const struct kernels *kernels_by_name(const char *name, const char **why)
         if (!k) *why = "this processor lacks the instructions that they need";
         return k;
     }
-    *why = "unknown kernels: use scalar, avx2, avxvnni, avx512 or neon";
+    *why = "unknown kernels: use scalar, avx2, avxvnni, avx512, neon, neon-dotprod or neon-i8mm";
     return NULL;
 }
 

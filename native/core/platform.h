@@ -5,6 +5,7 @@
 #define INFER_PLATFORM_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -33,6 +34,13 @@ void platform_service_thread(const char *name);
 /* Processors that this process may run on (affinity and, where the system has
  * them, control group limits respected); at least 1. */
 int platform_cpu_count(void);
+
+/* Extensions of 64-bit ARM that this processor and the system offer; on others all false. */
+struct platform_arm64 {
+    bool dotprod; /* FEAT_DotProd: SDOT */
+    bool i8mm;    /* FEAT_I8MM: SMMLA */
+};
+struct platform_arm64 platform_arm64_features(void);
 
 /* Monotonic clock, microseconds. */
 uint64_t platform_now_us(void);

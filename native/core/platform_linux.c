@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -216,6 +217,17 @@ int platform_cpu_count(void)
     int limit = cgroup_cpus();
     if (allowed > limit) allowed = limit;
     return allowed < 1 ? 1 : allowed;
+}
+
+struct platform_arm64 platform_arm64_features(void)
+{
+    struct platform_arm64 has = {false, false};
+#ifdef __aarch64__
+    /* The kernel's interface, by number: headers of older systems do not name the later ones. */
+    has.dotprod = getauxval(AT_HWCAP) >> 20 & 1; /* HWCAP_ASIMDDP */
+    has.i8mm = getauxval(AT_HWCAP2) >> 13 & 1;   /* HWCAP2_I8MM */
+#endif
+    return has;
 }
 
 uint64_t platform_now_us(void)

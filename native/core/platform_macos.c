@@ -122,6 +122,21 @@ int platform_cpu_count(void)
     return n < 1 ? 1 : n;
 }
 
+static bool has_feature(const char *name)
+{
+    int value = 0;
+    size_t len = sizeof value;
+    return sysctlbyname(name, &value, &len, NULL, 0) == 0 && value != 0; /* unknown on x86-64 */
+}
+
+struct platform_arm64 platform_arm64_features(void)
+{
+    return (struct platform_arm64){
+        .dotprod = has_feature("hw.optional.arm.FEAT_DotProd"),
+        .i8mm = has_feature("hw.optional.arm.FEAT_I8MM"),
+    };
+}
+
 uint64_t platform_now_us(void)
 {
     return clock_gettime_nsec_np(CLOCK_UPTIME_RAW) / 1000;
