@@ -114,6 +114,13 @@ def test_a_comment_stays_with_the_function_below_it() -> None:
         assert chunk.text.startswith("# What")
 
 
+def test_a_comment_at_the_end_of_a_line_belongs_to_that_line() -> None:
+    part = "".join(f"    compute({i}, {i + 1}),\n" for i in range(12))
+    text = "".join(f"LIST_{k} = [\n{part}]  # that is all\n" for k in range(6))
+    for chunk in cut(text, "a.py", max_tokens=300):
+        assert chunk.text.startswith("LIST") and chunk.text.endswith("# that is all\n")
+
+
 def test_a_long_definition_says_in_each_part_what_it_is() -> None:
     body = "".join(f"        self.value_{i} = compute({i}, {i + 1})\n" for i in range(60))
     text = f"class Outer:\n    x = 1\n\n    def method(self, a):\n{body}"

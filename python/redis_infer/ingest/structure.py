@@ -163,12 +163,13 @@ def _by_grammar(lines: list[str], language: str, is_large: Callable[[int, int], 
         for child in node.named_children:
             start, column = child.start_point
             end = _end_row(child)
+            is_first_of_line = column == indents[start]
             continues = preface is not None and start <= preface.stop
-            is_preface = _PREFACES.search(child.type) is not None
+            is_preface = is_first_of_line and _PREFACES.search(child.type) is not None
             is_definition = _DEFINITIONS.search(child.type) is not None
             if is_definition:
                 found.beginnings.add(preface.start if continues and preface is not None else start)
-            if not continues and column == indents[start]:
+            if is_first_of_line and not continues:
                 found.cut(start, level)
             if is_preface:
                 first = preface.start if continues and preface is not None else start
