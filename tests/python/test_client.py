@@ -407,5 +407,5 @@ def test_both_clients_have_the_same_methods_with_the_same_parameters() -> None:
     assert public(Infer) == public(AsyncInfer)
     methods = {n: method for n, method in vars(AsyncInfer).items() if not n.startswith("_")}
     iterated = {n for n, method in methods.items() if not inspect.iscoroutinefunction(method)}
-    assert iterated == {"stream", "follow"}
+    assert iterated == {"stream", "stream_rag", "follow"}
     assert all(method.__doc__ for n, method in vars(Infer).items() if not n.startswith("_"))

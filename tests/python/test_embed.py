@@ -26,19 +26,6 @@ DATA = Path(__file__).parent / "data"
 MINILM = "minilm"
 
 
-@pytest.fixture(scope="session")
-def minilm_path(model_path: Path) -> Path:
-    """In the same folder as the default model, which is the server's model directory."""
-    return models.pull("all-minilm-l6-v2")
-
-
-@pytest.fixture
-def embedder(infer: Infer, minilm_path: Path) -> Infer:
-    if MINILM not in {model["name"] for model in infer.models()}:
-        infer.load(MINILM, minilm_path)
-    return infer
-
-
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
     return json.loads((DATA / "embed_texts.json").read_text("utf-8"))
@@ -84,9 +71,9 @@ def cosines(a: Any, b: Any) -> Any:
 
 
 def test_minilm_agrees_with_transformers_on_every_text(
-    embedder: Infer, texts: list[str], reference: Any
+    embedding: Infer, texts: list[str], reference: Any
 ) -> None:
-    vectors = embedder.embed(MINILM, texts, truncate=True)
+    vectors = embedding.embed(MINILM, texts, truncate=True)
     assert vectors.shape == (len(texts), 384)
     assert vectors.dtype == np.float32
     assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-5
@@ -97,9 +84,9 @@ def test_minilm_agrees_with_transformers_on_every_text(
 
 
 def test_minilm_tokens_are_those_of_transformers(
-    minilm_path: Path, texts: list[str], reference: Any
+    embedder_path: Path, texts: list[str], reference: Any
 ) -> None:
-    tokenizer = Tokenizer.from_gguf(minilm_path)
+    tokenizer = Tokenizer.from_gguf(embedder_path)
     expected = np.split(reference["ids"], np.cumsum(reference["lengths"])[:-1])
     for text, ids in zip(texts, expected, strict=True):
         assert tokenizer.encode(text, add_special=True)[: len(ids) - 1].tolist() == list(ids[:-1])
@@ -163,51 +150,51 @@ def test_wordpiece_equals_transformers_on_awkward_texts(small: Any, server: Serv
 
 
 def test_neither_neighbours_nor_order_nor_threads_change_a_vector(
-    embedder: Infer, client: redis.Redis, texts: list[str]
+    embedding: Infer, client: redis.Redis, texts: list[str]
 ) -> None:
     some = [text for text in texts if len(text) < 800]
-    together = embedder.embed(MINILM, some)
-    backwards = embedder.embed(MINILM, some[::-1])
+    together = embedding.embed(MINILM, some)
+    backwards = embedding.embed(MINILM, some[::-1])
     assert (together == backwards[::-1]).all()
-    alone = np.concatenate([embedder.embed(MINILM, text) for text in some[:8]])
+    alone = np.concatenate([embedding.embed(MINILM, text) for text in some[:8]])
     assert (together[:8] == alone).all()
     before = client.config_get("infer.threads")["infer.threads"]
     try:
         client.config_set("infer.threads", 3)
-        assert (embedder.embed(MINILM, some) == together).all()
+        assert (embedding.embed(MINILM, some) == together).all()
     finally:
         client.config_set("infer.threads", before)
 
 
-def test_keys_come_first_and_equal_texts(embedder: Infer) -> None:
-    tokenizer = embedder.tokenizer(MINILM)
+def test_keys_come_first_and_equal_texts(embedding: Infer) -> None:
+    tokenizer = embedding.tokenizer(MINILM)
     texts = ["first text", "second text", "third, a little longer than the others"]
-    expected = embedder.embed(MINILM, texts)
+    expected = embedding.embed(MINILM, texts)
     for i, text in enumerate(texts):
-        embedder.store_tokens(f"text:{i}", tokenizer.encode(text, add_special=True))
-    found = embedder.embed(MINILM, texts[2:], keys=["text:0", "text:1"])
+        embedding.store_tokens(f"text:{i}", tokenizer.encode(text, add_special=True))
+    found = embedding.embed(MINILM, texts[2:], keys=["text:0", "text:1"])
     assert (found == expected).all()
-    assert (embedder.embed(MINILM, keys="text:1") == expected[1:2]).all()
+    assert (embedding.embed(MINILM, keys="text:1") == expected[1:2]).all()
 
 
 def test_more_texts_than_one_command_takes_keep_their_order(
-    embedder: Infer, monkeypatch: pytest.MonkeyPatch
+    embedding: Infer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [f"text number {i}" for i in range(20)]
-    expected = embedder.embed(MINILM, texts)
-    embedder.store_tokens("k", embedder.tokenizer(MINILM).encode("key", add_special=True))
+    expected = embedding.embed(MINILM, texts)
+    embedding.store_tokens("k", embedding.tokenizer(MINILM).encode("key", add_special=True))
     monkeypatch.setattr("redis_infer.commands.MAX_EMBED_INPUTS", 7)
-    found = embedder.embed(MINILM, texts, keys=["k", "k"])
+    found = embedding.embed(MINILM, texts, keys=["k", "k"])
     assert (found[2:] == expected).all()
     assert (found[0] == found[1]).all()
 
 
 async def test_the_asynchronous_client_gives_the_same(
-    embedder: Infer, server: Server, texts: list[str]
+    embedding: Infer, server: Server, texts: list[str]
 ) -> None:
     async with server.async_client() as client:
         found = await AsyncInfer(client).embed(MINILM, texts[:5])
-    assert (found == embedder.embed(MINILM, texts[:5])).all()
+    assert (found == embedding.embed(MINILM, texts[:5])).all()
 
 
 def test_a_decoder_gives_the_state_of_its_last_token(loaded: Infer) -> None:
@@ -224,34 +211,34 @@ def test_a_decoder_gives_the_state_of_its_last_token(loaded: Infer) -> None:
 # ---- long texts and bad input ----------------------------------------------------------------
 
 
-def test_a_text_beyond_the_context_is_an_error_unless_it_may_be_cut(embedder: Infer) -> None:
+def test_a_text_beyond_the_context_is_an_error_unless_it_may_be_cut(embedding: Infer) -> None:
     text = "word " * 600
     with pytest.raises(ContextError, match=r"602 tokens, more than the model's context of 512"):
-        embedder.embed(MINILM, text)
-    cut = embedder.embed(MINILM, text, truncate=True)
-    ids = embedder.tokenizer(MINILM).encode(text, add_special=True)
-    assert (cut == embedder.embed(MINILM, [[*ids[:511], ids[-1]]])).all()
+        embedding.embed(MINILM, text)
+    cut = embedding.embed(MINILM, text, truncate=True)
+    ids = embedding.tokenizer(MINILM).encode(text, add_special=True)
+    assert (cut == embedding.embed(MINILM, [[*ids[:511], ids[-1]]])).all()
 
 
-def test_bad_inputs_are_refused(embedder: Infer) -> None:
+def test_bad_inputs_are_refused(embedding: Infer) -> None:
     with pytest.raises(ValueError, match="nothing to embed"):
-        embedder.embed(MINILM)
+        embedding.embed(MINILM)
     with pytest.raises(TypeError, match="mixture"):
-        embedder.embed(MINILM, ["text", [1, 2]])  # type: ignore[list-item]
+        embedding.embed(MINILM, ["text", [1, 2]])  # type: ignore[list-item]
     with pytest.raises(BadTokensError, match="part 2 of TOKENS holds token 30522"):
-        embedder.embed(MINILM, [[101, 102], [30522]])
+        embedding.embed(MINILM, [[101, 102], [30522]])
     with pytest.raises(BadTokensError, match="part 1 of TOKENS holds no tokens"):
-        embedder.embed(MINILM, [[]])
+        embedding.embed(MINILM, [[]])
     with pytest.raises(NoKeyError, match="key 'missing'"):
-        embedder.embed(MINILM, keys=["missing"])
+        embedding.embed(MINILM, keys=["missing"])
     with pytest.raises(redis.ResponseError, match="makes vectors and no text"):
-        embedder.generate(MINILM, [101])
+        embedding.generate(MINILM, [101])
 
 
 # ---- the command itself ----------------------------------------------------------------------
 
 
-def test_the_reply_is_a_map_of_vectors_and_times(embedder: Infer, client: redis.Redis) -> None:
+def test_the_reply_is_a_map_of_vectors_and_times(embedding: Infer, client: redis.Redis) -> None:
     client.set("a", pack([101, 7592, 102]))
     reply = as_map(
         client.execute_command("INFER.EMBED", MINILM, 1, "a", "TOKENS", pack([101, 2088, 102]))
@@ -263,7 +250,7 @@ def test_the_reply_is_a_map_of_vectors_and_times(embedder: Infer, client: redis.
     assert {"admit_us", "queue_us"} < reply.keys()
 
 
-def test_lengths_cut_the_blob_exactly(embedder: Infer, client: redis.Redis) -> None:
+def test_lengths_cut_the_blob_exactly(embedding: Infer, client: redis.Redis) -> None:
     blob = pack([101, 7592, 102, 101, 2088, 102])
 
     def embed(*lengths: int) -> list[bytes]:
@@ -297,13 +284,13 @@ def test_getkeys_and_scripts(client: redis.Redis) -> None:
         client.eval("return redis.call('INFER.EMBED', 'm', 0, 'TOKENS', 'aaaa')", 0)
 
 
-def test_a_key_of_another_type_is_named(embedder: Infer, client: redis.Redis) -> None:
+def test_a_key_of_another_type_is_named(embedding: Infer, client: redis.Redis) -> None:
     client.rpush("list", 1)
     with pytest.raises(redis.ResponseError, match="WRONGTYPE key 'list' holds a list"):
         client.execute_command("INFER.EMBED", MINILM, 1, "list")
 
 
-def test_a_timeout_ends_it(embedder: Infer, client: redis.Redis) -> None:
+def test_a_timeout_ends_it(embedding: Infer, client: redis.Redis) -> None:
     tokens = pack([101, *[2088] * 500, 102]) * 1000
     args = ("TOKENS", tokens, "LENGTHS", pack([502] * 1000), "TIMEOUT", 50)
     with pytest.raises(
@@ -315,8 +302,8 @@ def test_a_timeout_ends_it(embedder: Infer, client: redis.Redis) -> None:
 # ---- conversion ------------------------------------------------------------------------------
 
 
-def test_the_converted_file_says_what_llama_cpp_expects(minilm_path: Path) -> None:
-    metadata = read_metadata(minilm_path)
+def test_the_converted_file_says_what_llama_cpp_expects(embedder_path: Path) -> None:
+    metadata = read_metadata(embedder_path)
     assert metadata["general.architecture"] == "bert"
     assert metadata["bert.attention.causal"] is False
     assert metadata["bert.pooling_type"] == 1
