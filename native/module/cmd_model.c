@@ -186,6 +186,7 @@ int cmd_model_unload(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
         free_unload(&u->task);
         return reply_error(ctx, &err);
     }
+    job_model_leaves(m); /* m is there as long as a job uses it, and looked at no further than that */
     return REDISMODULE_OK;
 }
 

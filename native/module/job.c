@@ -207,8 +207,14 @@ void job_start(RedisModuleCtx *ctx, struct job *j, uint64_t began_us)
 static void on_timer(RedisModuleCtx *ctx, void *data)
 {
     struct job *j = data;
+    struct request *r = job_request(j);
     j->before = NULL;
-    j->go_on(ctx, j);
+    if (j->unloaded) {
+        infer_fail(&r->error, INFER_NOMODEL, "the model was unloaded before the request was finished");
+        on_done(r);
+    } else {
+        j->go_on(ctx, j);
+    }
 }
 
 /* The event loop also turns inside a script that takes long, and while a dataset is loaded, where
@@ -253,6 +259,15 @@ void job_finish(struct job *j, const struct reply_error *err)
 {
     if (err) output_fail(j, err);
     on_done(job_request(j));
+}
+
+void job_model_leaves(const struct model_entry *m)
+{
+    for (struct job *j = first; j; j = j->next)
+        if (j->model == m && j->before) {
+            j->unloaded = true;
+            engine_cancel(j->before);
+        }
 }
 
 /* ---- looking at them ---- */

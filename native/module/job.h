@@ -48,6 +48,7 @@ struct job {
     /* job.c's own */
     RedisModuleBlockedClient *blocked;
     struct request *before; /* comes first; NULL: there is none, or `next` was called */
+    bool unloaded;          /* the model goes while `before` is under way: `next` is not called */
     void (*go_on)(RedisModuleCtx *ctx, struct job *j);
     RedisModuleCtx *event_loop; /* leads back to it and the client's database, while `before` is under way */
     struct job *next, *prev;
@@ -94,6 +95,9 @@ struct job_timing { /* of a request that is done; 0: it never got there */
 void job_get_timing(const struct job *j, struct job_timing *t);
 /* The reply fields admit_us, queue_us, first_token_us (if asked for) and total_us: 4 or 3 of them. */
 void job_reply_timing(RedisModuleCtx *ctx, const struct job *j, bool first_token);
+
+/* The model is being unloaded: ends what its jobs do before their requests, which are core's to end. Main thread. */
+void job_model_leaves(const struct model_entry *m);
 
 /* Started jobs, oldest first. With Redis' lock. */
 const struct job *job_first(void);

@@ -577,8 +577,8 @@ def embedder(corpus: redis.Redis, model_path: Path) -> Iterator[redis.Redis]:
         corpus.execute_command("INFER.MODEL UNLOAD", EMBEDDER)
 
 
-def embed_rag(query: bytes, *options: Any) -> tuple[Any, ...]:
-    return ("INFER.RAG", MODEL, "{c}:emb", "EMBED", EMBEDDER, query, *options)
+def embed_rag(query: bytes, *options: Any, model: str = MODEL) -> tuple[Any, ...]:
+    return ("INFER.RAG", model, "{c}:emb", "EMBED", EMBEDDER, query, *options)
 
 
 def test_embed_finds_what_the_models_vector_finds(embedder: redis.Redis) -> None:
@@ -681,13 +681,13 @@ def test_rights_are_those_at_the_search(embedder: redis.Redis, server: Server) -
 
 @contextlib.contextmanager
 def embedding(
-    server: Server, client: redis.Redis, *options: Any
+    server: Server, client: redis.Redis, *options: Any, model: str = MODEL
 ) -> Iterator[tuple[Background, int]]:
     """A command whose query waits to be embedded, for as long as the block lasts; and its id."""
     client.config_set("infer.max-batch", 1)
     try:
         running = long_generation(server, model=EMBEDDER)
-        job = Background(server, *embed_rag(pack(QUESTION), *options))
+        job = Background(server, *embed_rag(pack(QUESTION), *options, model=model))
         (entry,) = wait_until(
             lambda: [r for r in requests(client) if r["client"] == job.client_id], "it waits"
         )
@@ -748,16 +748,13 @@ def test_unloading_the_embedder_ends_the_command(embedder: redis.Redis, server: 
     assert_idle(embedder)
 
 
-def test_unloading_the_generator_ends_the_command(
+def test_unloading_the_generator_does_not_wait_for_the_vector(
     embedder: redis.Redis, server: Server, model_path: Path
 ) -> None:
     embedder.execute_command("INFER.MODEL LOAD", "generator", str(model_path))
-    query = pack(PROMPT * 20)
-    command = ("INFER.RAG", "generator", "{c}:emb", "EMBED", EMBEDDER, query)
-    job = Background(server, *command, "MAXTOKENS", 7000, "IGNOREEOS")
-    wait_until(lambda: requests(embedder), "it has begun")
-    assert embedder.execute_command("INFER.MODEL UNLOAD", "generator") == b"OK"
-    assert job.failure().startswith("NOMODEL ")
+    with embedding(server, embedder, model="generator") as (job, _):
+        assert embedder.execute_command("INFER.MODEL UNLOAD", "generator") == b"OK"
+        assert job.failure().startswith("NOMODEL the model was unloaded")
     assert_idle(embedder)
 
 
