@@ -13,7 +13,7 @@ import pytest
 
 from awkward_texts import awkward_texts
 from redis_infer.ingest.chunking import Chunk, chunks, estimate_tokens
-from redis_infer.ingest.structure import language_of
+from redis_infer.ingest.structure import language_of, structure_of
 from redis_infer.tokenizer import Tokenizer
 
 PROJECT = Path(__file__).parents[2]
@@ -115,10 +115,9 @@ def test_a_comment_stays_with_the_function_below_it() -> None:
 
 
 def test_a_comment_at_the_end_of_a_line_belongs_to_that_line() -> None:
-    part = "".join(f"    compute({i}, {i + 1}),\n" for i in range(12))
-    text = "".join(f"LIST_{k} = [\n{part}]  # that is all\n" for k in range(6))
-    for chunk in cut(text, "a.py", max_tokens=300):
-        assert chunk.text.startswith("LIST") and chunk.text.endswith("# that is all\n")
+    lines = ["a = [", "    1,", "]  # that is all", "b = [", "    2,", "]", "# on c", "c = 3"]
+    levels = structure_of(lines, "python", lambda _start, _end: True).levels
+    assert [i for i, level in enumerate(levels) if level == 0] == [0, 3, 6]
 
 
 def test_a_long_definition_says_in_each_part_what_it_is() -> None:

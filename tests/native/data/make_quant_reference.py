@@ -13,7 +13,8 @@ Layout, little-endian, one record per type until the end of the file:
 import pathlib
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType as Q
+from gguf import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType as Q
 from gguf.quants import dequantize
 
 # where a block keeps its half-precision fields: any other byte may hold anything
