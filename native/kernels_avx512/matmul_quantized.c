@@ -142,7 +142,7 @@ static void multiply_tiles(const struct weight *w, const int *r0, int n_tiles, c
                     .scale = a->scale + at / ACT_BLOCK,
                     .ld_scale = (size_t)a->n / ACT_BLOCK,
                     .fsum = s->fsum + t,
-                    .start = f->has_min ? no_start : s->start + t,
+                    .start = f->has_min ? no_start : (const int32_t(*)[SLAB / 16])(s->start + t),
                 };
                 multiply[two][n_t](s->acc[i] + t, &s->tiles[i], &acts, n_sub);
                 if (f->has_min) avx512_minima[two][n_t](s->macc[i] + t, &s->tiles[i], &acts, n_sub);

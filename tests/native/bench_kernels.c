@@ -110,7 +110,7 @@ static void bench_attend(const struct kernels *k)
                 double seconds = thread_seconds() - start;
                 if (seconds < best) best = seconds;
             }
-            printf("  %d: %4.1f GMAC/s", counts[c], 2.0 * KEYS * counts[c] * dim / best * 1e-9);
+            printf("  %d: %4.1f GMAC/s", counts[c], 2.0 * (double)KEYS * counts[c] * dim / best * 1e-9);
         }
         putchar('\n');
     }

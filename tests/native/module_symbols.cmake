@@ -26,7 +26,7 @@ endif()
 
 lines(undefined ${NM} -D --undefined-only --format=posix ${MODULE})
 foreach(line IN LISTS undefined)
-  if(NOT line MATCHES "@" AND NOT line MATCHES " w *$") # weak ones may stay undefined
+  if(NOT line MATCHES "@" AND NOT line MATCHES " w( |$)") # weak ones may stay undefined
     message(FATAL_ERROR "undefined symbol: ${line}")
   endif()
 endforeach()

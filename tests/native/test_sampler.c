@@ -115,7 +115,7 @@ static void draws_follow_the_distribution_of_the_simple_sampler(void)
         double spread = 0.3 + 4 * uniform();
         for (int i = 0; i < VOCAB; i++)
             logits[i] = (float)(spread * (uniform() + uniform() + uniform() - 1.5) * 3 + 2);
-        for (int i = 0; i < HISTORY; i++) history[i] = (uint32_t)(uniform() * VOCAB);
+        for (int i = 0; i < HISTORY; i++) history[i] = (uint32_t)(uniform() * (double)VOCAB);
         struct sampler_params params = off;
         params.temperature = (float)(0.2 + 1.5 * uniform());
         params.seed = (uint64_t)c * 77 + 5;
@@ -137,7 +137,7 @@ static void draws_follow_the_distribution_of_the_simple_sampler(void)
         CHECKF(excess < 0, "case %d: chi-square %g above its bound", c, excess);
         double kept = 0; /* what must appear does: p >= 30/DRAWS is missed with probability e^-30 */
         for (int i = 0; i < VOCAB; i++) {
-            CHECKF(p[i] * DRAWS < 30 || counts[i] > 0, "case %d: id %d of p %g was never drawn", c, i, p[i]);
+            CHECKF(p[i] * (double)DRAWS < 30 || counts[i] > 0, "case %d: id %d of p %g was never drawn", c, i, p[i]);
             kept += p[i];
         }
         CHECK(fabs(kept - 1) < 1e-9);
@@ -152,7 +152,7 @@ static void greedy_takes_the_largest_after_the_penalty(void)
     uint32_t history[HISTORY];
     for (int c = 0; c < 200; c++) {
         for (int i = 0; i < VOCAB; i++) logits[i] = (float)(8 * uniform() - (c % 2 ? 9 : 3));
-        for (int i = 0; i < HISTORY; i++) history[i] = (uint32_t)(uniform() * VOCAB);
+        for (int i = 0; i < HISTORY; i++) history[i] = (uint32_t)(uniform() * (double)VOCAB);
         struct sampler_params params = off;
         params.repeat_penalty = c % 3 ? 1.3f : 1.0f;
         struct sampler s;
