@@ -136,6 +136,8 @@ void runtime_free(struct runtime *rt);
 /* Registers an engine, whose requests are computed from now on. Never waits. Any thread. */
 void runtime_add(struct runtime *rt, struct engine *e);
 int runtime_threads(const struct runtime *rt); /* any thread */
+/* Threads of the last step: fewer while something else keeps processors busy. Any thread. */
+int runtime_threads_now(const struct runtime *rt);
 
 /* The two that wait, for up to one step: call them neither on the conductor (so not in a callback)
  * nor with a lock held that a done() or output() callback takes. */

@@ -48,6 +48,10 @@ uint64_t platform_now_us(void);
 /* Processor time that the calling thread has used, microseconds. */
 uint64_t platform_thread_cpu_us(void);
 
+/* How often somebody else was given the calling thread's processor while it could have run on. Where the
+ * system does not count that, each call counts as one. */
+uint64_t platform_thread_preemptions(void);
+
 /* Parks while *word == expected, at most timeout_us (0: no limit); may return
  * early. Wakes come from platform_wake. Both are safe from any thread. */
 void platform_park(_Atomic uint32_t *word, uint32_t expected, uint64_t timeout_us);

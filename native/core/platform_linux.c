@@ -244,6 +244,12 @@ uint64_t platform_thread_cpu_us(void)
     return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
 }
 
+uint64_t platform_thread_preemptions(void)
+{
+    struct rusage u;
+    return getrusage(RUSAGE_THREAD, &u) == 0 ? (uint64_t)u.ru_nivcsw : 0;
+}
+
 void platform_park(_Atomic uint32_t *word, uint32_t expected, uint64_t timeout_us)
 {
     struct timespec ts = {.tv_sec = (time_t)(timeout_us / 1000000), .tv_nsec = (long)(timeout_us % 1000000) * 1000};

@@ -149,6 +149,12 @@ uint64_t platform_thread_cpu_us(void)
     return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
 }
 
+uint64_t platform_thread_preemptions(void)
+{
+    static _Thread_local uint64_t calls; /* only the process' are counted */
+    return ++calls;
+}
+
 /* Parking: the kernel's own wait-on-address is public only since macOS 14.4, so
  * words share a few mutexes and conditions by their address. A wake reaches every
  * thread of its bucket; those whose word did not change return early, which park's contract allows. */

@@ -4,12 +4,11 @@
  * only read between the two barriers of one pool_run. pool_create, pool_run and
  * pool_free are called by one thread at a time (any); the rest by the pool's threads inside fn.
  *
- * There is one mechanism: the barrier. Workers wait for work at the same barrier
- * that ends a run, so starting a run is thread 0's arrival there:
+ * A run starts with a word to each worker that takes part, and ends at a barrier:
  *
- *     thread 0:  set fn,arg  ── barrier ── fn ── barrier ── return
- *     worker:    ┌────────────  barrier ── fn ── barrier ─┐
- *                └────────────────────────────────────────┘
+ *     thread 0:  set fn,arg ── go ── fn ── barrier ── return
+ *     worker:    ┌──────────── go ── fn ── barrier ─┐
+ *                └──────────────────────────────────┘
  *
  * A barrier counts arrivals; the last one clears the count and advances `phase`,
  * which the others watch. Whoever finds that the wait is long (its peers are
@@ -31,6 +30,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "contention.h"
 #include "platform.h"
 
 enum {
@@ -45,26 +45,34 @@ struct share {
 };
 
 struct worker {
+    _Alignas(LINE) _Atomic uint32_t go; /* one more: take part in a run */
+    _Atomic bool waits;                 /* parked on go */
     pthread_t thread;
     struct pool_thread self;
     char name[16];
 };
 
 struct pool {
-    /* Read-only while threads run, except fn, arg and stop: written before a barrier, read after it. */
+    /* Read-only during a run: written by thread 0 before it says go. */
     int n;
     uint64_t spin_us;
+    int active; /* threads of this run */
     pool_fn *fn;
     void *arg;
+    uint64_t began_us;
     bool stop;
-    struct worker *workers; /* [n]; [0] has no thread */
-    struct share *shares;   /* [n] */
+    struct worker *workers;         /* [n]; [0] has no thread */
+    struct share *shares;           /* [n] */
+    struct contention_part *parts;  /* [n], each its thread's until the end of a run */
     char *scratch;
-    size_t scratch_bytes;   /* of all threads */
+    size_t scratch_bytes;           /* of all threads */
+    bool follow_load;
+    struct contention contention;   /* thread 0's */
 
     _Alignas(LINE) _Atomic uint32_t arrived;
     _Alignas(LINE) _Atomic uint32_t phase;
     _Alignas(LINE) _Atomic uint32_t parked;
+    _Atomic uint64_t released_us; /* when the parked were last released */
 };
 
 static inline void relax(void)
@@ -76,14 +84,14 @@ static inline void relax(void)
 #endif
 }
 
-/* True when the phase moved within the spin limit. */
-static bool spin(struct pool *p, uint32_t phase)
+/* True when the word changed within the spin limit. */
+static bool spin(const struct pool *p, _Atomic uint32_t *word, uint32_t old)
 {
     if (p->spin_us == 0) return false;
     uint64_t give_up = 0;
     for (;;) {
         for (int i = 0; i < SPIN_BURST; i++) {
-            if (atomic_load_explicit(&p->phase, memory_order_acquire) != phase) return true;
+            if (atomic_load_explicit(word, memory_order_acquire) != old) return true;
             relax();
         }
         uint64_t now = platform_now_us();
@@ -103,18 +111,24 @@ void pool_barrier(struct pool_thread *t)
     t->phase = phase + 1;
     t->victim = 0;
 
-    if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) + 1 == (uint32_t)p->n) {
+    if (atomic_fetch_add_explicit(&p->arrived, 1, memory_order_acq_rel) + 1 == (uint32_t)t->count) {
         atomic_store_explicit(&p->arrived, 0, memory_order_relaxed);
+        if (atomic_load_explicit(&p->parked, memory_order_relaxed))
+            atomic_store_explicit(&p->released_us, platform_now_us(), memory_order_relaxed);
         /* Sequentially consistent, as is the other side: either we see the parked
          * thread or it sees the new phase. */
         atomic_store(&p->phase, phase + 1);
         if (atomic_load(&p->parked)) platform_wake(&p->phase, 1);
         return;
     }
-    if (spin(p, phase)) return;
+    if (spin(p, &p->phase, phase)) return;
+    uint64_t since_us = platform_now_us();
     atomic_fetch_add(&p->parked, 1);
     while (atomic_load(&p->phase) == phase) platform_park(&p->phase, phase, 0);
     atomic_fetch_sub(&p->parked, 1);
+    /* What comes after the release, until a processor is free for us, is no waiting for the others. */
+    uint64_t released_us = atomic_load_explicit(&p->released_us, memory_order_relaxed);
+    if (released_us > since_us) t->parked_us += released_us - since_us;
 }
 
 int pool_share(struct pool_thread *t, int n, int chunk, int *begin, int *end)
@@ -136,38 +150,73 @@ int pool_share(struct pool_thread *t, int n, int chunk, int *begin, int *end)
     return 0;
 }
 
+/* One thread's part of a run. */
+static void take_part(struct pool_thread *t)
+{
+    struct pool *p = t->pool;
+    t->count = p->active;
+    t->phase = atomic_load(&p->phase); /* it stays, until all have arrived at the next barrier */
+    t->victim = 0;
+    t->parked_us = 0;
+    uint64_t before = platform_thread_cpu_us();
+    p->fn(t, p->arg);
+    struct contention_part *part = &p->parts[t->index];
+    uint64_t worked_us = platform_thread_cpu_us() - before, took_us = platform_now_us() - p->began_us;
+    part->worked_us += worked_us;
+    if (took_us > worked_us + t->parked_us) part->lost_us += took_us - worked_us - t->parked_us;
+    uint64_t preemptions = platform_thread_preemptions();
+    part->preemptions += preemptions - t->preemptions;
+    t->preemptions = preemptions;
+    pool_barrier(t);
+}
+
 static void *worker_main(void *arg)
 {
     struct worker *w = arg;
     struct pool *p = w->self.pool;
     platform_worker_thread(w->name);
-    for (;;) {
-        pool_barrier(&w->self);
+    for (uint32_t seen = 0;; seen++) { /* it cannot go on by more: the run would wait for us */
+        if (!spin(p, &w->go, seen)) {
+            atomic_store(&w->waits, true);
+            while (atomic_load(&w->go) == seen) platform_park(&w->go, seen, 0);
+            atomic_store(&w->waits, false);
+        }
         if (p->stop) return NULL;
-        p->fn(&w->self, p->arg);
-        pool_barrier(&w->self);
+        take_part(&w->self);
     }
+}
+
+static void go(struct worker *w)
+{
+    atomic_fetch_add(&w->go, 1); /* sequentially consistent: we see that it waits, or it sees this */
+    if (atomic_load(&w->waits)) platform_wake(&w->go, 1);
 }
 
 void pool_run(struct pool *p, pool_fn *fn, void *arg)
 {
-    struct pool_thread *self = &p->workers[0].self;
     p->fn = fn;
     p->arg = arg;
-    pool_barrier(self);
-    fn(self, arg);
-    pool_barrier(self);
+    p->active = p->contention.threads;
+    p->began_us = platform_now_us();
+    uint32_t phase = atomic_load_explicit(&p->phase, memory_order_relaxed);
+    for (int i = 0; i < p->active; i++) /* those of threads that were left out are of another time */
+        atomic_store_explicit(&p->shares[i].next[phase % 2], 0, memory_order_relaxed);
+    for (int i = 1; i < p->active; i++) go(&p->workers[i]);
+    take_part(&p->workers[0].self);
+    if (p->follow_load) {
+        uint64_t now_us = platform_now_us();
+        contention_after_run(&p->contention, now_us, now_us - p->began_us, p->parts);
+    }
 }
 
-/* Lets the started workers return, joins them and frees everything; `missing`
- * threads of p->n were never started. */
-static void finish(struct pool *p, int missing)
+/* Lets the started workers return, joins them and frees everything. */
+static void finish(struct pool *p, int started)
 {
     p->stop = true;
-    atomic_fetch_add(&p->arrived, (uint32_t)missing); /* in their place */
-    pool_barrier(&p->workers[0].self);
-    for (int i = 1; i < p->n - missing; i++) pthread_join(p->workers[i].thread, NULL);
+    for (int i = 1; i < started; i++) go(&p->workers[i]);
+    for (int i = 1; i < started; i++) pthread_join(p->workers[i].thread, NULL);
     platform_unmap(p->scratch, p->scratch_bytes);
+    free(p->parts);
     free(p->shares);
     free(p->workers);
     free(p);
@@ -182,17 +231,20 @@ struct pool *pool_create(int n_threads, size_t scratch_bytes, const char *name, 
     size_t n = (size_t)n_threads;
     size_t stride = (scratch_bytes + 4095) / 4096 * 4096; /* each its own pages */
     struct pool *p = aligned_alloc(LINE, sizeof *p);
-    struct worker *workers = calloc(n, sizeof *workers);
+    struct worker *workers = aligned_alloc(LINE, n * sizeof *workers);
     struct share *shares = aligned_alloc(LINE, n * sizeof *shares);
+    struct contention_part *parts = calloc(n, sizeof *parts);
     void *scratch = stride && stride <= SIZE_MAX / n ? platform_map_anonymous(n * stride) : NULL;
-    if (!p || !workers || !shares || (scratch_bytes && !scratch)) {
+    if (!p || !workers || !shares || !parts || (scratch_bytes && !scratch)) {
         platform_unmap(scratch, n * stride);
+        free(parts);
         free(shares);
         free(workers);
         free(p);
         infer_fail(err, INFER_ERR, "no memory for %d threads with %zu bytes of scratch each", n_threads, scratch_bytes);
         return NULL;
     }
+    memset(workers, 0, n * sizeof *workers);
     memset(shares, 0, n * sizeof *shares);
     memset(p, 0, sizeof *p);
     p->n = n_threads;
@@ -200,6 +252,8 @@ struct pool *pool_create(int n_threads, size_t scratch_bytes, const char *name, 
     p->spin_us = n_threads <= platform_cpu_count() ? SPIN_US : 0;
     p->workers = workers;
     p->shares = shares;
+    p->parts = parts;
+    contention_init(&p->contention, n_threads);
     p->scratch = scratch;
     p->scratch_bytes = n * stride;
     for (int i = 0; i < n_threads; i++) {
@@ -224,7 +278,7 @@ struct pool *pool_create(int n_threads, size_t scratch_bytes, const char *name, 
     pthread_attr_destroy(&attr);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (failed) {
-        finish(p, n_threads - started);
+        finish(p, started);
         infer_fail(err, INFER_ERR, "thread %d of %d could not be started: %s", started + 1, n_threads,
                    strerror(failed));
         return NULL;
@@ -234,10 +288,22 @@ struct pool *pool_create(int n_threads, size_t scratch_bytes, const char *name, 
 
 void pool_free(struct pool *p)
 {
-    if (p) finish(p, 0);
+    if (p) finish(p, p->n);
 }
 
 int pool_threads(const struct pool *p)
 {
     return p->n;
+}
+
+void pool_follow_load(struct pool *p, bool on)
+{
+    p->follow_load = on;
+    contention_init(&p->contention, p->n);
+    memset(p->parts, 0, (size_t)p->n * sizeof *p->parts);
+}
+
+int pool_threads_now(const struct pool *p)
+{
+    return p->contention.threads;
 }

@@ -7,11 +7,16 @@
  * A worker spins for some microseconds at a barrier, and between runs, then
  * parks in the kernel. Idle costs no CPU.
  *
+ * A pool that follows the load (pool_follow_load) leaves threads out of a run while something else
+ * keeps their processors busy: see contention.h.
+ *
  * One pool_run at a time (the runtime's conductor calls it). Not reentrant. */
 #ifndef INFER_POOL_H
 #define INFER_POOL_H
 
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "error.h"
 
@@ -24,10 +29,13 @@ enum {
 
 struct pool_thread {
     struct pool *pool;
-    int index, count; /* 0 <= index < count */
+    int index, count; /* 0 <= index < count, the threads of this run */
     void *scratch;    /* scratch_bytes, 64-byte aligned, its own */
-    unsigned phase;   /* pool.c: barriers passed */
-    int victim;       /* pool.c: pool_share takes from thread (index + victim) % count */
+    /* pool.c's own */
+    unsigned phase;       /* barriers passed */
+    int victim;           /* pool_share takes from thread (index + victim) % count */
+    uint64_t parked_us;   /* in this run, for want of the others */
+    uint64_t preemptions; /* of the thread, up to its last run's end */
 };
 
 typedef void pool_fn(struct pool_thread *t, void *arg);
@@ -38,7 +46,12 @@ struct pool *pool_create(int n_threads, size_t scratch_bytes, const char *name, 
 void pool_free(struct pool *p);
 int pool_threads(const struct pool *p);
 
-/* Runs fn once on every thread and returns when all have returned. */
+/* From the next run on; off at first. Not during a run. */
+void pool_follow_load(struct pool *p, bool on);
+/* Threads of the next run: pool_threads, or fewer if the pool follows the load. Not during a run. */
+int pool_threads_now(const struct pool *p);
+
+/* Runs fn once on each thread of the run and returns when all have returned. */
 void pool_run(struct pool *p, pool_fn *fn, void *arg);
 
 /* Inside fn, called by every thread in the same order: waits for all of them. */

@@ -34,7 +34,7 @@ struct call {
 struct runtime {
     pthread_t conductor;
     size_t scratch_bytes;
-    _Atomic int n_threads;
+    _Atomic int n_threads, n_threads_now;
 
     struct pool *pool;      /* the conductor's, as is the list */
     struct engine *engines; /* in the order of registration */
@@ -95,6 +95,7 @@ static void take_messages(struct runtime *rt)
         } else {
             struct pool *old = rt->pool;
             rt->pool = c->pool;
+            pool_follow_load(rt->pool, true);
             atomic_store(&rt->n_threads, pool_threads(rt->pool));
             c->pool = old;
         }
@@ -115,6 +116,7 @@ static void *conduct(void *arg)
         if (atomic_load(&rt->messages)) take_messages(rt);
         for (struct engine *e = rt->engines, *next; e; e = next) {
             any |= e->ops->step(e, rt->pool);
+            atomic_store_explicit(&rt->n_threads_now, pool_threads_now(rt->pool), memory_order_relaxed);
             next = e->next; /* e stays listed until the calls below */
             if (atomic_load(&rt->messages)) break; /* nobody waits for longer than one step */
         }
@@ -153,7 +155,8 @@ struct runtime *runtime_create(int threads, size_t scratch_bytes, struct infer_e
         free(rt);
         return NULL;
     }
-    rt->n_threads = threads;
+    pool_follow_load(rt->pool, true);
+    rt->n_threads = rt->n_threads_now = threads;
     pthread_mutex_init(&rt->lock, NULL);
     pthread_cond_init(&rt->called, NULL);
 
@@ -192,6 +195,11 @@ void runtime_free(struct runtime *rt)
 int runtime_threads(const struct runtime *rt)
 {
     return atomic_load(&rt->n_threads);
+}
+
+int runtime_threads_now(const struct runtime *rt)
+{
+    return atomic_load_explicit(&rt->n_threads_now, memory_order_relaxed);
 }
 
 int runtime_set_threads(struct runtime *rt, int threads, struct infer_error *err)

@@ -139,6 +139,7 @@ static void on_info(RedisModuleInfoCtx *info, int for_crash_report)
     memset(&t, 0, sizeof t);
     registry_each(add, &t);
     field(info, "threads", (unsigned long long)registry_threads());
+    field(info, "threads_now", (unsigned long long)registry_threads_now());
     field(info, "models", t.ready);
     field(info, "requests_running", (unsigned long long)t.sum.running);
     field(info, "requests_queued", (unsigned long long)t.sum.queued);

@@ -270,6 +270,14 @@ int registry_threads(void)
     return n;
 }
 
+int registry_threads_now(void)
+{
+    lock();
+    int n = registry.runtime ? runtime_threads_now(registry.runtime) : 0;
+    unlock();
+    return n;
+}
+
 /* ---- the end ---- */
 
 void registry_stop(void)

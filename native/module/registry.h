@@ -54,7 +54,9 @@ int registry_each(void (*fn)(const struct model_entry *m, void *arg), void *arg)
 
 /* infer.threads has changed: gives the runtime, if there is one, so many threads between two steps. */
 void registry_apply_threads(RedisModuleCtx *ctx);
-int registry_threads(void); /* running now; 0: no model has been loaded yet */
+/* 0: no model has been loaded yet. */
+int registry_threads(void);
+int registry_threads_now(void); /* those of the last step: see runtime_threads_now */
 
 /* The end: cancels everything, waits for every thread. Engines are freed if nothing of theirs
  * is in use (the module goes), or left to the end of the process (the server shuts down). */

@@ -404,6 +404,7 @@ static void *run(void *arg)
         if (!b->p) fail("threads", err.message);
         b->peak_bytes = read_bandwidth(b->p, b->g);
         b->peak_macs = multiply_bandwidth(b->p, b->k);
+        pool_follow_load(b->p, true); /* as the runtime's does */
         if (!o->json) {
             printf("%d thread%s: reads %.1f GB/s", threads, threads == 1 ? "" : "s", b->peak_bytes * 1e-9);
             if (b->peak_macs > 0) printf(", multiplies %.0f GMAC/s of int8", b->peak_macs * 1e-9);

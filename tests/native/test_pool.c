@@ -1,5 +1,6 @@
 /* The thread pool: barriers, work-sharing, parking. Run it under the tsan preset too. */
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -212,6 +213,81 @@ static void workers_are_named_deaf_to_signals_and_nicer_than_the_caller(void)
     pool_free(p);
 }
 
+/* ---- other processes ---- */
+
+#ifdef __linux__
+struct crowd {
+    int processor; /* everybody is there */
+    _Atomic bool end;
+    struct work work;
+};
+
+/* Only there: returns the processors that the thread was allowed. */
+static cpu_set_t move_to(int processor)
+{
+    cpu_set_t before, set;
+    pthread_getaffinity_np(pthread_self(), sizeof before, &before);
+    CPU_ZERO(&set);
+    CPU_SET((size_t)processor, &set);
+    pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+    return before;
+}
+
+static void *burn(void *arg)
+{
+    struct crowd *c = arg;
+    move_to(c->processor);
+    while (!c->end) {
+    }
+    return NULL;
+}
+
+static void burn_and_take(struct pool_thread *t, void *arg)
+{
+    struct crowd *c = arg;
+    cpu_set_t before = move_to(c->processor);
+    uint64_t until = platform_thread_cpu_us() + 8000;
+    while (platform_thread_cpu_us() < until) {
+    }
+    take(t, &c->work);
+    pthread_setaffinity_np(pthread_self(), sizeof before, &before);
+}
+
+static void a_pool_that_follows_the_load_leaves_threads_out(void)
+{
+    struct pool *p = pool_create(3, 0, "t", NULL);
+    REQUIRE(p);
+    struct crowd c = {.processor = sched_getcpu(), .work = {.n = 997, .chunk = 32, .loops = 5, .stuck_thread = -1}};
+    c.work.taken = calloc((size_t)c.work.n, sizeof *c.work.taken);
+    REQUIRE(c.work.taken);
+    pthread_t other[2];
+    for (int i = 0; i < 2; i++) REQUIRE(pthread_create(&other[i], NULL, burn, &c) == 0);
+
+    int runs = 0, fewest = 3;
+    for (; runs < 4; runs++) pool_run(p, burn_and_take, &c); /* not asked to follow */
+    CHECK(pool_threads_now(p) == 3);
+    pool_follow_load(p, true);
+    uint64_t give_up = platform_now_us() + 20000000;
+    /* With all of them, with fewer, and with all again. */
+    for (bool back = false; !back && platform_now_us() < give_up; runs++) {
+        pool_run(p, burn_and_take, &c);
+        int now = pool_threads_now(p);
+        back = fewest < 3 && now == 3;
+        if (now < fewest) fewest = now;
+    }
+    c.end = true;
+    for (int i = 0; i < 2; i++) pthread_join(other[i], NULL);
+    CHECKF(fewest < 3, "always %d threads", fewest);
+    CHECK(pool_threads(p) == 3);
+    CHECK(c.work.wrong == 0);
+    int bad = 0;
+    for (int k = 0; k < c.work.n; k++) bad += c.work.taken[k] != runs * c.work.loops;
+    CHECKF(bad == 0, "%d items not taken once in each of %d loops", bad, runs * c.work.loops);
+    free(c.work.taken);
+    pool_free(p);
+}
+#endif
+
 static void impossible_numbers_of_threads_are_refused(void)
 {
     struct infer_error err = {0};
@@ -236,6 +312,9 @@ int main(void)
     RUN(an_idle_pool_uses_no_processor);
     RUN(every_thread_has_aligned_scratch_of_its_own);
     RUN(workers_are_named_deaf_to_signals_and_nicer_than_the_caller);
+#ifdef __linux__
+    RUN(a_pool_that_follows_the_load_leaves_threads_out);
+#endif
     RUN(impossible_numbers_of_threads_are_refused);
     RUN(processors_are_counted_within_the_affinity);
     return check_result();
