@@ -107,7 +107,9 @@ def _common(
 
 @app.command()
 def demo(
-    prompt: Annotated[str, typer.Argument(help="A question.")] = "Why is the sky blue?",
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="A question.")
+    ] = "Why is the sky blue?",
     model: ModelOption = None,
     max_tokens: MaxTokensOption = 128,
     threads: ThreadsOption = None,
@@ -135,7 +137,7 @@ def demo(
 @app.command()
 def serve(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Models to load.")
+        list[str] | None, typer.Argument(metavar="MODEL", help="Models to load.")
     ] = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="TCP port on 127.0.0.1; 0: any free one.")
@@ -188,12 +190,16 @@ def serve(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="Text to continue; '-' reads standard input.")],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="Text to continue; '-' reads standard input.")
+    ],
     model: ModelOption = None,
     url: UrlOption = None,
     key: Annotated[
         list[str] | None,
-        typer.Option(help="A token key that comes before the text; may be repeated."),
+        typer.Option(
+            metavar="KEY", help="A token key that comes before the text; may be repeated."
+        ),
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="The text is a question to a chat model.")
@@ -205,7 +211,7 @@ def generate(
     min_p: MinPOption = None,
     seed: SeedOption = None,
     stop: Annotated[
-        list[str] | None, typer.Option(help="A text that ends it; may be repeated.")
+        list[str] | None, typer.Option(metavar="TEXT", help="A text that ends it; may be repeated.")
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Also print where the time went.")] = False,
     threads: ThreadsOption = None,
@@ -272,7 +278,9 @@ def chat(
 
 @app.command()
 def tokenize(
-    text: Annotated[str, typer.Argument(help="The text; '-' reads standard input.")],
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help="The text; '-' reads standard input.")
+    ],
     model: ModelOption = None,
     ids: Annotated[bool, typer.Option("--ids", help="Print only the ids, on one line.")] = False,
     special: Annotated[
@@ -319,7 +327,7 @@ def models_list() -> None:
 
 @models_app.command("pull")
 def models_pull(
-    name: Annotated[str, typer.Argument(help="One of 'redis-infer models list'.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="One of 'redis-infer models list'.")],
 ) -> None:
     """Fetch a model file, check it, and print where it is.
 
@@ -332,7 +340,7 @@ def models_pull(
 
 @models_app.command("path")
 def models_path(
-    name: Annotated[str, typer.Argument(help="One of 'redis-infer models list'.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="One of 'redis-infer models list'.")],
 ) -> None:
     """Print where a model file is.
 

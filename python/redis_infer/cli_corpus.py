@@ -268,7 +268,7 @@ def corpus_drop(name: NameArgument, url: UrlOption = DEFAULT_URL) -> None:
 
 def ask(
     name: NameArgument,
-    question: Annotated[str, typer.Argument(help="What you want to know.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What you want to know.")],
     model: ModelOption = None,
     hits: HitsOption = 4,
     budget: BudgetOption = None,
@@ -328,7 +328,7 @@ def complete(
     max_tokens: MaxTokensOption = 64,
     temperature: TemperatureOption = 0.0,
     stop: Annotated[
-        list[str] | None, typer.Option(help="A text that ends it; may be repeated.")
+        list[str] | None, typer.Option(metavar="TEXT", help="A text that ends it; may be repeated.")
     ] = None,
     url: UrlOption = DEFAULT_URL,
 ) -> None:
