@@ -42,6 +42,14 @@ struct platform_arm64 {
 };
 struct platform_arm64 platform_arm64_features(void);
 
+/* Registers of x86-64 that the system keeps for each thread; the instructions that use others fault
+ * though the processor has them. On other processors all false. */
+struct platform_x86 {
+    bool ymm; /* of AVX */
+    bool zmm; /* of AVX-512, with the mask registers */
+};
+struct platform_x86 platform_x86_registers(void);
+
 /* Monotonic clock, microseconds. */
 uint64_t platform_now_us(void);
 

@@ -21,6 +21,9 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 
 enum {
     HUGE_PAGE_BYTES = 2 << 20, /* of x86-64, and of aarch64 with 4 KB pages */
@@ -228,6 +231,20 @@ struct platform_arm64 platform_arm64_features(void)
     has.i8mm = getauxval(AT_HWCAP2) >> 13 & 1;   /* HWCAP2_I8MM */
 #endif
     return has;
+}
+
+struct platform_x86 platform_x86_registers(void)
+{
+    struct platform_x86 saved = {false, false};
+#ifdef __x86_64__
+    unsigned eax, ebx, ecx, edx;
+    uint32_t low = 0, high; /* of XCR0, which says what XSAVE saves */
+    if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) && ecx >> 27 & 1) /* OSXSAVE: the system has set XCR0 */
+        __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    saved.ymm = (low & 0x06) == 0x06; /* SSE and AVX */
+    saved.zmm = (low & 0xE6) == 0xE6; /* and the three parts of AVX-512 */
+#endif
+    return saved;
 }
 
 uint64_t platform_now_us(void)

@@ -126,7 +126,7 @@ static bool has_feature(const char *name)
 {
     int value = 0;
     size_t len = sizeof value;
-    return sysctlbyname(name, &value, &len, NULL, 0) == 0 && value != 0; /* unknown on x86-64 */
+    return sysctlbyname(name, &value, &len, NULL, 0) == 0 && value != 0; /* unknown on the other processor */
 }
 
 struct platform_arm64 platform_arm64_features(void)
@@ -134,6 +134,15 @@ struct platform_arm64 platform_arm64_features(void)
     return (struct platform_arm64){
         .dotprod = has_feature("hw.optional.arm.FEAT_DotProd"),
         .i8mm = has_feature("hw.optional.arm.FEAT_I8MM"),
+    };
+}
+
+struct platform_x86 platform_x86_registers(void)
+{
+    /* Not what XCR0 says: the system keeps AVX-512's registers from a thread's first use of them on. */
+    return (struct platform_x86){
+        .ymm = has_feature("hw.optional.avx1_0"),
+        .zmm = has_feature("hw.optional.avx512f"),
     };
 }
 

@@ -2,8 +2,8 @@
  *
  * Compiled for any x86-64. The tables are built once and never change; any thread. */
 #include "avx2.h"
+#include "cpu_x86.h"
 
-#include <cpuid.h>
 #include <pthread.h>
 #include <stddef.h>
 
@@ -61,35 +61,16 @@ static void set_quantized(struct kernels *k, avx2_matmul_fn *fn)
         if (avx2_matvec_maddubs[t]) k->matmul[t] = fn;
 }
 
-/* Extensions that compilers older than gcc 11 and clang 18 cannot be asked for by name. Their registers
- * are those of AVX2, so where that is usable they are. */
-static bool has_f16c(void)
-{
-    unsigned eax, ebx, ecx, edx;
-    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && ecx >> 29 & 1;
-}
-
-#ifdef INFER_HAVE_AVXVNNI
-static bool has_avxvnni(void)
-{
-    unsigned eax, ebx, ecx, edx;
-    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && eax >> 4 & 1;
-}
-#endif
-
 static void build_tables(void)
 {
-    /* These ask for the registers' support by the operating system too. */
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("bmi2") ||
-        !has_f16c())
-        return;
+    const uint32_t needed = CPU_AVX2 | CPU_FMA | CPU_F16C | CPU_BMI2, has = cpu_x86_features();
+    if ((has & needed) != needed) return;
     avx2.scratch_bytes = larger(larger(avx2_matmul_scratch, avx2_matvec_scratch),
                                 larger(avx2_attend_scratch, kernels_scalar.scratch_bytes));
     set_quantized(&avx2, matmul_maddubs);
     usable_avx2 = &avx2;
 #ifdef INFER_HAVE_AVXVNNI
-    if (!has_avxvnni()) return;
+    if (!(has & CPU_AVXVNNI)) return;
     avxvnni = avx2;
     avxvnni.name = "avxvnni";
     set_quantized(&avxvnni, matmul_vnni);

@@ -3,6 +3,7 @@
  * Required: AVX-512 F, BW, DQ, VL, VNNI, VBMI and VBMI2 (Intel since Ice Lake, AMD since Zen 4).
  * CPUs with less of AVX-512 (Skylake, Cascade Lake) run the AVX2 table. */
 #include "avx512.h"
+#include "cpu_x86.h"
 
 static const struct kernels table = {
     .name = "avx512",
@@ -32,11 +33,7 @@ static const struct kernels table = {
 
 const struct kernels *kernels_avx512(void)
 {
-    /* These ask CPUID and, for the registers' state, the operating system. */
-    bool usable = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                  __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
-                  __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("fma") &&
-                  __builtin_cpu_supports("bmi2");
-    return usable ? &table : NULL;
+    const uint32_t needed = CPU_AVX512F | CPU_AVX512BW | CPU_AVX512DQ | CPU_AVX512VL | CPU_AVX512VNNI |
+                            CPU_AVX512VBMI | CPU_AVX512VBMI2 | CPU_FMA | CPU_F16C | CPU_BMI2;
+    return (cpu_x86_features() & needed) == needed ? &table : NULL;
 }
