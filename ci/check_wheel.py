@@ -19,7 +19,7 @@ OLDEST_GLIBC = (2, 28)  # manylinux_2_28: RHEL 8, Debian 10, Ubuntu 20.04
 
 def contents(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as wheel:
-        return {name: wheel.read(name) for name in wheel.namelist()}
+        return {i.filename: wheel.read(i) for i in wheel.infolist() if not i.is_dir()}
 
 
 def check_files(files: dict[str, bytes]) -> list[str]:

@@ -18,7 +18,7 @@ endif()
 set(CMAKE_C_COMPILER ${CMAKE_CURRENT_LIST_DIR}/zig-cc)
 set(CMAKE_C_COMPILER_TARGET ${zig_target})
 # Apple's linker wants the members of archives aligned, which only zig's ar does.
-set(CMAKE_C_ARCHIVE_CREATE "python -m ziglang ar qcs <TARGET> <OBJECTS>")
+set(CMAKE_C_ARCHIVE_CREATE "python -I -m ziglang ar qcs <TARGET> <OBJECTS>")
 set(CMAKE_C_ARCHIVE_FINISH "")
 set(CMAKE_FIND_ROOT_PATH /nonexistent) # nothing of this machine
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
