@@ -28,7 +28,11 @@ void platform_unmap_file(const void *p, size_t bytes);
  * the process' handler), and a lower priority than the process' main thread. */
 void platform_worker_thread(const char *name);
 
-/* The same at the main thread's own priority: for a thread that the main thread may have to wait for. */
+/* Whether the system lets threads lower their priority; if not, worker threads keep the main thread's. The first
+ * call may cost a fork, so ask before the process has grown. */
+bool platform_can_lower_priority(void);
+
+/* As platform_worker_thread, at the main thread's own priority: for a thread that the main thread may have to wait for. */
 void platform_service_thread(const char *name);
 
 /* Processors that this process may run on (affinity and, where the system has

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -16,9 +17,11 @@
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 #ifdef __x86_64__
@@ -154,10 +157,39 @@ static void lower_priority(void)
     syscall(SYS_sched_setattr, 0, &s, 0); /* refused in some containers: the nice value remains */
 }
 
+/* A filter of system calls (seccomp) may end the process instead of refusing the call, and the one of Debian's
+ * unit for redis-server does. Where there is a filter a child goes first. It shares no memory with us, since older
+ * kernels end everybody who shares memory with a process that dies so; and it has no exit signal, so that
+ * Redis, which waits for children of its own, never sees it. */
+static bool can_lower_priority;
+
+static void ask_for_lower_priority(void)
+{
+    can_lower_priority = true;
+    if (prctl(PR_GET_SECCOMP) != SECCOMP_MODE_FILTER) return;
+    long child = syscall(SYS_clone, 0L, NULL, NULL, NULL, NULL);
+    if (child == 0) {
+        prctl(PR_SET_DUMPABLE, 0); /* no core file */
+        lower_priority();
+        syscall(SYS_exit_group, 0);
+    }
+    int status = 0;
+    while (child > 0 && waitpid((pid_t)child, &status, __WALL) < 0)
+        if (errno != EINTR) child = -1;
+    can_lower_priority = child > 0 && WIFEXITED(status);
+}
+
+bool platform_can_lower_priority(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, ask_for_lower_priority);
+    return can_lower_priority;
+}
+
 void platform_worker_thread(const char *name)
 {
     platform_service_thread(name);
-    lower_priority();
+    if (platform_can_lower_priority()) lower_priority();
 }
 
 /* Processors that the quota of the control group (version 2) at `dir` allows,

@@ -104,6 +104,11 @@ void platform_service_thread(const char *name)
     pthread_sigmask(SIG_SETMASK, &set, NULL);
 }
 
+bool platform_can_lower_priority(void)
+{
+    return true;
+}
+
 void platform_worker_thread(const char *name)
 {
     platform_service_thread(name);

@@ -33,6 +33,7 @@
 #include "job.h"
 #include "kernels.h"
 #include "latency.h"
+#include "platform.h"
 #include "registry.h"
 #include "writer.h"
 
@@ -60,6 +61,10 @@ static int start(RedisModuleCtx *ctx, int argc)
         RedisModule_Log(ctx, "warning", "REDIS_INFER_KERNELS: %s", why);
         return REDISMODULE_ERR;
     }
+    if (!platform_can_lower_priority())
+        RedisModule_Log(ctx, "warning",
+                        "this process may not change priorities, so generations will slow other commands down. If "
+                        "systemd runs it, add SystemCallFilter=setpriority sched_setattr to its unit");
     if (commands_register(ctx) != REDISMODULE_OK || info_register(ctx) != REDISMODULE_OK ||
         latency_register(ctx) != REDISMODULE_OK || config_register(ctx) != REDISMODULE_OK)
         return REDISMODULE_ERR;
