@@ -24,11 +24,12 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def check_files(files: dict[str, bytes]) -> list[str]:
     allowed = re.compile(
-        r"redis_infer/([\w/]+\.py|py\.typed|redis_infer\.so)"
+        r"redis_infer/([\w/]+\.py|py\.typed|redis_infer\.so|sidecar/client/\w+\.[ch])"
         r"|redis_infer-[^/]+\.dist-info/(METADATA|WHEEL|RECORD|entry_points\.txt|licenses/LICENSE)"
     )
     faults = [f"holds '{name}'" for name in files if not allowed.fullmatch(name)]
-    needed = ("redis_infer/redis_infer.so", "redis_infer/py.typed", "redis_infer/__init__.py")
+    needed = ["redis_infer/redis_infer.so", "redis_infer/py.typed", "redis_infer/__init__.py"]
+    needed.append("redis_infer/sidecar/client/client.c")
     return faults + [f"lacks '{name}'" for name in needed if name not in files]
 
 

@@ -11,7 +11,7 @@ import redis
 import typer
 from rich.table import Table
 
-from . import __version__, cli_corpus, models
+from . import __version__, cli_bench, cli_corpus, models
 from .cli_support import (
     PROGRAM,
     MaxTokensOption,
@@ -39,6 +39,7 @@ from .client import Infer
 from .errors import CorpusError, TokenizerError
 from .module_path import ModuleNotBuiltError
 from .server import Server, ServerError
+from .sidecar import BenchError
 
 if TYPE_CHECKING:
     from .results import Generation
@@ -60,9 +61,17 @@ app = typer.Typer(
 models_app = typer.Typer(help="The model files on this machine.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 cli_corpus.add_to(app)
+cli_bench.add_to(app)
 
 
-_OUR_ERRORS = (CorpusError, ModuleNotBuiltError, ServerError, TokenizerError, models.ModelError)
+_OUR_ERRORS = (
+    BenchError,
+    CorpusError,
+    ModuleNotBuiltError,
+    ServerError,
+    TokenizerError,
+    models.ModelError,
+)
 
 
 def main() -> NoReturn:

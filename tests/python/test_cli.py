@@ -45,7 +45,12 @@ SUBCOMMANDS = ["demo", "serve", "generate", "chat", "tokenize"]
 
 
 @pytest.mark.parametrize(
-    "words", [*([c] for c in SUBCOMMANDS), *(["models", c] for c in ("list", "pull", "path"))]
+    "words",
+    [
+        *([c] for c in SUBCOMMANDS),
+        *(["models", c] for c in ("list", "pull", "path")),
+        ["bench", "sidecar"],
+    ],
 )
 def test_every_commands_help_has_examples(words: list[str]) -> None:
     text = ok(*words, "--help")

