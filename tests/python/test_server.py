@@ -177,6 +177,17 @@ def test_one_on_path_is_found_where_none_is_bundled(
     assert find_redis_server() == own
 
 
+def test_one_named_by_a_relative_path_is_the_same_from_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = executable(tmp_path / "redis-server", 'echo "Redis server v=7.4.1"')
+    monkeypatch.chdir(tmp_path)
+    assert find_redis_server("./redis-server") == own
+    monkeypatch.setenv("REDIS_INFER_REDIS_SERVER", f"../{tmp_path.name}/redis-server")
+    assert find_redis_server().samefile(own)
+    assert find_redis_server().is_absolute()
+
+
 def test_sigint_for_the_terminal_does_not_reach_the_server(tmp_path: Path) -> None:
     with Server(model_dir=tmp_path) as server, server.client() as client:
         pid = client.info("server")["process_id"]
