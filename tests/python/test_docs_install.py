@@ -1,0 +1,107 @@
+"""What docs/install.md says about configuration and memory holds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from module_support import as_map
+from redis_infer import Infer
+from redis_infer.gguf_metadata import read_metadata
+from redis_infer.module_path import module_path
+from redis_infer.server import find_redis_server
+
+PAGE = (Path(__file__).parents[2] / "docs/install.md").read_text(encoding="utf-8")
+
+
+def block(with_line: str) -> str:
+    """The one code block that has a line which begins so."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    (found,) = [b for b in blocks if re.search(f"^{re.escape(with_line)}", b, re.MULTILINE)]
+    return found
+
+
+def answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:  # not yet there, or not yet ready
+        return False
+
+
+def number(text: str) -> int:
+    return int(text.replace(" ", ""))
+
+
+def test_the_lines_for_redis_conf_start_a_server(model_path: Path) -> None:
+    lines = block("loadmodule ")
+    lines = re.sub(r"(?<=^loadmodule ).*", str(module_path()), lines)
+    lines = re.sub(r"(?<=infer.model-dir ).*", str(model_path.parent), lines)
+    with tempfile.TemporaryDirectory(prefix="conf-") as folder:
+        conf, socket = Path(folder) / "redis.conf", Path(folder) / "s"
+        conf.write_text(f"{lines}\nport 0\nunixsocket {socket}\ndir {folder}\nsave ''\n")
+        process = subprocess.Popen([find_redis_server(), conf], stdout=subprocess.DEVNULL)
+        try:
+            with redis.Redis(unix_socket_path=str(socket), socket_timeout=None) as client:
+                while not answers(client):
+                    assert process.poll() is None
+                    time.sleep(0.02)
+                loaded = as_map(client.execute_command("INFER.MODEL LOAD", "m", model_path.name))
+                assert loaded["state"] == b"ready"
+                assert client.config_get("infer.kv-memory") == {"infer.kv-memory": str(1 << 30)}
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def test_memory_of_a_token_is_the_formulas(
+    loaded: Infer, client: redis.Redis, model_path: Path
+) -> None:
+    metadata = read_metadata(model_path)
+    key_and_value = 2 * metadata["llama.embedding_length"] // metadata["llama.attention.head_count"]
+    of_a_token = (
+        metadata["llama.block_count"]
+        * metadata["llama.attention.head_count_kv"]
+        * key_and_value
+        * 2
+    )
+    info = as_map(client.execute_command("INFER.MODEL INFO", "smol"))
+    assert info["kv_bytes"] == info["kv_pages"] * info["kv_page_tokens"] * of_a_token
+    row = re.search(r"^\| SmolLM2-135M: .* \| ([\d ]+) \| (\d+) MB \| ([\d ]+) tokens", PAGE, re.M)
+    assert row
+    assert number(row[1]) == of_a_token
+    assert number(row[2]) == of_a_token * 8192 >> 20
+    page = of_a_token * info["kv_page_tokens"]
+    assert number(row[3]) == (1 << 30) // page * info["kv_page_tokens"]
+    memory = client.info("infer")
+    assert memory["infer_memory_kv_bytes"] == info["kv_bytes"]
+    # The file holds the metadata besides: the vocabulary for the most part.
+    assert memory["infer_memory_weights_bytes"] == pytest.approx(
+        model_path.stat().st_size, rel=0.05
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    re.findall(r"^\| [^|]*: (\d+ \S .*?) \S 2 \| ([\d ]+) \| (\d+) MB \| ([\d ]+)", PAGE, re.M),
+)
+def test_the_table_of_memory_adds_up(row: tuple[str, str, str, str]) -> None:
+    shape = re.fullmatch(r"(\d+) \S (\d+) \S \((\d+) \+ (\d+)\)", row[0])
+    assert shape
+    layers, heads, key, value = map(int, shape.groups())
+    of_a_token = layers * heads * (key + value) * 2
+    assert number(row[1]) == of_a_token
+    assert number(row[2]) == of_a_token * 8192 >> 20
+    assert number(row[3].replace("tokens", "")) == (1 << 30) // (of_a_token * 64) * 64
+
+
+def test_files_that_the_page_names_are_there() -> None:
+    root = Path(__file__).parents[2]
+    named = re.findall(r"\]\(\.\./([^)]+)\)", PAGE)
+    assert named
+    assert [name for name in named if not (root / name).is_file()] == []
