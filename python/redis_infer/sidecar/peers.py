@@ -8,8 +8,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -18,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .. import _guard
 from . import BenchError
 
 _STARTUP_S = 120.0
@@ -82,9 +85,9 @@ class LlamaServer:
         self, program: Path, model: Path, *, threads: int, slots: int, context: int
     ) -> None:
         self.program = program
-        self._directory = tempfile.TemporaryDirectory(prefix="llama-server-")
-        self.unix_socket = Path(self._directory.name) / "llama.sock"
-        self._log = Path(self._directory.name) / "log"
+        self._directory = Path(tempfile.mkdtemp(prefix="llama-server-"))
+        self.unix_socket = self._directory / "llama.sock"
+        self._log = self._directory / "log"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -103,8 +106,8 @@ class LlamaServer:
     def __enter__(self) -> LlamaServer:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                self._arguments,
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-I", "-S", _guard.__file__, self._directory, *self._arguments],
+                stdin=subprocess.PIPE,  # closes with this process, however it ends
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=_environment(self.program),
@@ -113,7 +116,9 @@ class LlamaServer:
         deadline = time.monotonic() + _STARTUP_S
         while True:
             if self._process.poll() is not None:
-                raise BenchError(f"llama-server ended while it started: {self._said()}")
+                said = self._said()
+                self.__exit__(None, None, None)
+                raise BenchError(f"llama-server ended while it started: {said}")
             with contextlib.suppress(OSError, urllib.error.URLError):
                 if self.get("/health").get("status") == "ok":
                     return self
@@ -129,18 +134,27 @@ class LlamaServer:
         trace: TracebackType | None,
     ) -> None:
         if self._process is not None:
-            self._process.terminate()
+            self._process.terminate()  # the guard, which passes it on
             try:
-                self._process.wait(10)
+                self._process.wait(_guard.GRACE_S)
             except subprocess.TimeoutExpired:
-                self._process.kill()
+                os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
-        self._directory.cleanup()
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     @property
     def pid(self) -> int:
+        """The server's own, which is the guard's child."""
         assert self._process is not None
-        return self._process.pid
+        guard = self._process.pid
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                after_name = stat.read_text().rpartition(")")[2].split()
+                if int(after_name[1]) == guard:
+                    return int(stat.parent.name)
+        raise BenchError(f"llama-server has ended: {self._said()}")
 
     def get(self, path: str) -> dict[str, Any]:
         return self._read(urllib.request.Request(f"http://127.0.0.1:{self.port}{path}"))
