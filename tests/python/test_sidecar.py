@@ -257,7 +257,7 @@ def result() -> dict[str, Any]:
             "threads": 2,
             "output_tokens": 64,
             "models": {"context": "small.gguf", "rag": "small.gguf", "other": "real.gguf"},
-            "llama_server": ["-t", "2"],
+            "llama_server": ["-t 2 -np 1", "-t 2 -np 4"],
         },
         "context": contexts(measure.WAYS),
         "rag": contexts(measure.STREAMING),

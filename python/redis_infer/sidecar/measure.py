@@ -57,6 +57,8 @@ SETTLE_S = 0.02
 """Between two requests: llama-server's threads spin for a while after their last work."""
 MIN_ROUNDS = 3
 TEXT_BYTES = 300_000
+MAX_BUSY = 0.3
+"""Load average for a processor; above it figures are those of the neighbours."""
 MODEL = "m"
 HITS, CHUNK_TOKENS, DIMENSIONS = 16, 256, 384
 
@@ -520,6 +522,9 @@ def run(llama_server: Path, program: Path, model: Path, plan: Plan, say: Say) ->
         share = None if plan.budget_s is None else plan.budget_s * _SHARES[phase]
         return Clock(share, weights)
 
+    busy = os.getloadavg()[0] / (os.cpu_count() or 1)
+    if busy > MAX_BUSY:
+        say(f"other processes keep {busy:.0%} of the processors busy: wait until they have ended")
     small = synthetic.model_file()
     result: Result = {"date": datetime.date.today().isoformat(), "machine": machine()}
     longest = max(HITS * CHUNK_TOKENS + 2 * TAIL_TOKENS, *(n for n, _ in plan.contexts))
@@ -539,7 +544,7 @@ def run(llama_server: Path, program: Path, model: Path, plan: Plan, say: Say) ->
             "threads": plan.threads,
             "output_tokens": plan.output,
             "models": {"context": small.name, "rag": small.name, "other": model.name},
-            "llama_server": pair.llama.options,
+            "llama_server": [" ".join(pair.llama.options)],
         }
         say(f"with {small.name}")
         result["context"] = _contexts(
@@ -579,6 +584,7 @@ def run(llama_server: Path, program: Path, model: Path, plan: Plan, say: Say) ->
     context += -context % 256
     slots = max(plan.clients)
     with _pair(llama_server, program, model, plan.threads, slots, context) as pair:
+        result["options"]["llama_server"].append(" ".join(pair.llama.options))
         weights = float(sum(plan.clients))
         result["clients"] = _clients(pair, plan, clock("clients", weights), say)
         result["memory"]["clients"] = pair.memory()

@@ -96,8 +96,9 @@ def _about(result: Result) -> str:
             if options["budget_s"] is not None
             else ""
         )
-        + f' (the column "runs" says how many). Took {result["seconds"]} s. '
-        f"llama-server ran with `{' '.join(options['llama_server'])}`"
+        + f' (the column "runs" says how many). Took {result["seconds"]} s; load average before: '
+        f"{result['machine']['load_before'][0]}. llama-server ran with "
+        + " and for clients at once ".join(f"`{o}`" for o in options["llama_server"])
         + (f"; {result['note']}" if result.get("note") else "")
         + ".\n"
     )
