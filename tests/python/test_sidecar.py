@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -189,20 +190,26 @@ def test_of_a_reply_all_that_is_not_the_model_is_assembly() -> None:
     assert "first_us" not in figures and "tokens_per_s" not in figures
 
 
-def test_a_case_out_of_time_still_has_three_rounds_of_each_way(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.01, 5), (1.0, 3), (10.0, 1)])
+def test_a_case_out_of_time_has_three_rounds_unless_they_take_far_too_long(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, rounds: int
 ) -> None:
-    monkeypatch.setattr(measure, "SETTLE_S", 0)
+    now = 100.0
+    clock = SimpleNamespace(monotonic=lambda: now, sleep=lambda _: None)
+    monkeypatch.setattr(measure, "time", clock)
     order: list[str] = []
 
     def once(way: str, transport: str) -> dict[str, Any]:
+        nonlocal now
+        now += seconds
         order.append(way)
         return {}
 
     ways = (("stream", "unix"), ("sidecar", "unix"))
-    runs = measure._in_turns(ways, measure.Plan(runs=20), 0.0, once)
-    assert [len(runs[way]) for way in ways] == [3, 3]
-    assert order == ["stream", "sidecar", "sidecar", "stream", "stream", "sidecar"]
+    runs = measure._in_turns(ways, measure.Plan(runs=5), now + 1.5, once)
+    assert [len(runs[way]) for way in ways] == [rounds, rounds]
+    turns = ["stream", "sidecar", "sidecar", "stream", "stream", "sidecar"]
+    assert order[:6] == turns[: len(order)]
 
 
 def test_time_that_cheap_cases_leave_goes_to_later_ones() -> None:
@@ -214,6 +221,9 @@ def test_time_that_cheap_cases_leave_goes_to_later_ones() -> None:
     assert measure.Clock(None, 5).share(1) == float("inf")
 
 
+UNIX = [way for way in measure.WAYS if way[1] == "unix"]
+
+
 def figures(median: float, runs: int = 20) -> list[dict[str, float]]:
     names = ["assembly_us", "first_us", "total_us", "tokens_per_s", "cpu_us", "get_us", "build_us"]
     names += ["send_us", "server_us", "admit_us", "queue_us", "body_bytes"]
@@ -222,8 +232,8 @@ def figures(median: float, runs: int = 20) -> list[dict[str, float]]:
 
 @pytest.fixture
 def result() -> dict[str, Any]:
-    """Of a measurement that never was: A takes 100 microseconds for everything, B 5000."""
-    speed = {"stream": 100.0, "reply": 100.0, "sidecar": 5000.0}
+    """Of a measurement that never was: A takes 100 microseconds for everything, B 5000 at best."""
+    speed = {"stream": 100.0, "reply": 100.0, "sidecar": 7000.0, "plain": 5000.0}
 
     def rows(ways: Any, **what: Any) -> list[dict[str, Any]]:
         return [measure._row(what, way, figures(speed[way[0]])) for way in ways]
@@ -232,7 +242,7 @@ def result() -> dict[str, Any]:
         cases = [(n, state) for n in (256, 4096) for state in ("known", "cold")]
         return [row for n, s in cases for row in rows(ways, tokens=n, keys=4, state=s)]
 
-    clients = [row for n in (1, 4) for row in rows(measure.WAYS[::3], clients=n, tokens=1024)]
+    clients = [row for n in (1, 4) for row in rows(UNIX, clients=n, tokens=1024)]
     for row in clients:
         row["all_tokens_per_s"] = row["total_us"]
     memory = {"rss_bytes": 3e6, "anonymous_bytes": 2e6, "file_bytes": 1e6}
@@ -261,7 +271,7 @@ def result() -> dict[str, Any]:
         },
         "context": contexts(measure.WAYS),
         "rag": contexts(measure.STREAMING),
-        "first_token": contexts((("stream", "unix"), ("sidecar", "unix"))),
+        "first_token": contexts(UNIX),
         "clients": clients,
         "tokenization": [{"tokens": 4096, "bytes": 15000, "runs": 20, **tokenized}],
         "memory": {
@@ -269,6 +279,7 @@ def result() -> dict[str, Any]:
                 "redis_without_model_bytes": 1e6,
                 "redis_with_model": memory,
                 "llama_server": memory,
+                "llama_server_plain": memory,
                 "client": memory,
             }
         },

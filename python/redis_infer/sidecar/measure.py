@@ -14,6 +14,7 @@ microseconds (the synthetic model's vocabulary is small for this reason).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import hashlib
 import http.client
@@ -36,20 +37,26 @@ from .. import Infer, __version__
 from ..server import Server
 from ..tokenizer import Tokenizer
 from . import peers, synthetic
-from .client import Client, Job
+from .client import Client, Job, Turn
 
 Result = dict[str, Any]
 Say = Callable[[str], None]
 
-WAYS = (
+Way = tuple[str, str]
+"""How it is asked (``stream``, ``reply``, ``sidecar``, ``plain``), over ``unix`` or ``tcp``."""
+
+WAYS: tuple[Way, ...] = (
     ("stream", "unix"),
     ("stream", "tcp"),
     ("reply", "unix"),
     ("sidecar", "unix"),
     ("sidecar", "tcp"),
+    ("plain", "unix"),
 )
-"""In Redis (A) token by token or with the reply at the end, and beside it (B)."""
+"""In Redis (A) token by token or with the reply at the end, and beside it (B) with flash attention,
+which is llama-server's default, or without: neither is the faster one everywhere."""
 STREAMING = tuple(way for way in WAYS if way[0] != "reply")
+BESIDE = ("sidecar", "plain")
 
 TAIL_TOKENS = 16
 """New at the end of a prompt whose beginning is known."""
@@ -119,16 +126,28 @@ class Pair:
     redis: redis.Redis
     server: Server
     llama: peers.LlamaServer
+    plain: peers.LlamaServer
     client: Client
+    plain_client: Client
     redis_pid: int
     redis_rss_before: int
     info: Result
+
+    def run(self, jobs: Sequence[Job]) -> Turn:
+        """Jobs of one way."""
+        if jobs[0].way != "plain":
+            return self.client.run(jobs)
+        return self.plain_client.run([dataclasses.replace(job, way="sidecar") for job in jobs])
+
+    def options(self) -> list[str]:
+        return [" ".join(llama.options) for llama in (self.llama, self.plain)]
 
     def memory(self) -> Result:
         return {
             "redis_without_model_bytes": self.redis_rss_before,
             "redis_with_model": _memory(self.redis_pid),
             "llama_server": _memory(self.llama.pid),
+            "llama_server_plain": _memory(self.plain.pid),
             "client": _memory(self.client.pid),
         }
 
@@ -144,19 +163,33 @@ def _pair(
         pid = int(connection.info("server")["process_id"])
         before = _memory(pid)["rss_bytes"]
         info = Infer(connection).load(MODEL, model)
-        with peers.LlamaServer(
-            llama_server, model, threads=threads, slots=slots, context=context
-        ) as llama:
-            arguments = [
-                *("--model", MODEL),
-                *("--redis-unix", str(server.unix_socket)),
-                *("--redis-tcp", f"127.0.0.1:{server.port}"),
-                *("--llama-unix", str(llama.unix_socket)),
-                *("--llama-tcp", f"127.0.0.1:{llama.port}"),
-                *("--process", str(pid), "--process", str(llama.pid)),
-            ]
-            with Client(program, arguments) as client:
-                yield Pair(connection, server, llama, client, pid, before, dict(info))
+        with contextlib.ExitStack() as stack:
+
+            def beside(flash_attention: bool) -> tuple[peers.LlamaServer, Client]:
+                llama = peers.LlamaServer(
+                    llama_server,
+                    model,
+                    threads=threads,
+                    slots=slots,
+                    context=context,
+                    flash_attention=flash_attention,
+                )
+                stack.enter_context(llama)
+                arguments = [
+                    *("--model", MODEL),
+                    *("--redis-unix", str(server.unix_socket)),
+                    *("--redis-tcp", f"127.0.0.1:{server.port}"),
+                    *("--llama-unix", str(llama.unix_socket)),
+                    *("--llama-tcp", f"127.0.0.1:{llama.port}"),
+                    *("--process", str(pid), "--process", str(llama.pid)),
+                ]
+                return llama, stack.enter_context(Client(program, arguments))
+
+            llama, client = beside(flash_attention=True)
+            plain, plain_client = beside(flash_attention=False)
+            yield Pair(
+                connection, server, llama, plain, client, plain_client, pid, before, dict(info)
+            )
 
 
 def _memory(pid: int) -> dict[str, int]:
@@ -261,13 +294,13 @@ def summary(values: Sequence[float], *, keep: bool = False) -> Result:
 _KEPT = ("assembly_us", "first_us", "total_us")
 
 
-def _row(what: Result, way: tuple[str, str], runs: list[Result]) -> Result:
+def _row(what: Result, way: Way, runs: list[Result]) -> Result:
     names = dict.fromkeys(name for run in runs for name in run)
     metrics = {
         name: summary([run[name] for run in runs if name in run], keep=name in _KEPT)
         for name in names
     }
-    side = "B" if way[0] == "sidecar" else "A"
+    side = "B" if way[0] in BESIDE else "A"
     return what | {
         "side": side,
         "way": way[0],
@@ -277,13 +310,23 @@ def _row(what: Result, way: tuple[str, str], runs: list[Result]) -> Result:
     }
 
 
+def _output(plan: Plan, transport: str) -> int:
+    """Tokens to generate: over TCP only the way to the first one counts."""
+    return plan.output if transport == "unix" else 2
+
+
 def _in_turns(
-    ways: Sequence[tuple[str, str]], plan: Plan, deadline: float, once: Callable[[str, str], Result]
-) -> dict[tuple[str, str], list[Result]]:
-    """Rounds in which each way has a turn, until there are enough or the time is over."""
-    runs: dict[tuple[str, str], list[Result]] = {way: [] for way in ways}
+    ways: Sequence[Way], plan: Plan, deadline: float, once: Callable[[str, str], Result]
+) -> dict[Way, list[Result]]:
+    """Rounds in which each way has a turn, until there are enough or the time is over.
+
+    There are three at least, unless they take more than three times as long as there is.
+    """
+    runs: dict[Way, list[Result]] = {way: [] for way in ways}
+    began = time.monotonic()
     for i in range(plan.runs):
-        if i >= min(MIN_ROUNDS, plan.runs) and time.monotonic() > deadline:
+        late = time.monotonic() - deadline
+        if late > 0 and (i >= MIN_ROUNDS or (i > 0 and late > 2 * (deadline - began))):
             break
         for k in range(len(ways)):
             way = ways[(i + k) % len(ways)]
@@ -301,7 +344,7 @@ def _contexts(
     clock: Clock,
     say: Say,
     contexts: Iterable[tuple[int, int]],
-    ways: Sequence[tuple[str, str]],
+    ways: Sequence[Way],
     tokens_for: Callable[[int], Sequence[int]],
 ) -> list[Result]:
     rows = []
@@ -310,8 +353,8 @@ def _contexts(
         for state in ("known", "cold"):
             renew = prompts.cold if state == "cold" else prompts.known
             if state == "known":
-                for way in (ways[0], ways[-1]):  # one of each side: the prefix gets known
-                    pair.client.run([Job(*way, 1, prompts.keys)])
+                for way in ways:  # the prefix gets known
+                    pair.run([Job(*way, 1, prompts.keys)])
 
             def once(
                 way: str,
@@ -320,7 +363,7 @@ def _contexts(
                 keys: tuple[str, ...] = prompts.keys,
             ) -> Result:
                 renew()
-                turn = pair.client.run([Job(way, transport, plan.output, keys)])
+                turn = pair.run([Job(way, transport, _output(plan, transport), keys)])
                 return derived(turn.requests[0], turn.cpu_us)
 
             with clock.case(_weight(n_tokens, state)) as deadline:
@@ -371,12 +414,12 @@ def _rag(pair: Pair, plan: Plan, clock: Clock, say: Say) -> list[Result]:
     for state in ("known", "cold"):
         cold = state == "cold"
         ask(query=True, before=True)
-        for way in (STREAMING[0], STREAMING[-1]):
-            pair.client.run([Job(*way, 1, rag=rag)])
+        for way in STREAMING:
+            pair.run([Job(*way, 1, rag=rag)])
 
         def once(way: str, transport: str, cold: bool = cold) -> Result:
             ask(query=cold, before=cold)
-            turn = pair.client.run([Job(way, transport, plan.output, rag=rag)])
+            turn = pair.run([Job(way, transport, _output(plan, transport), rag=rag)])
             return derived(turn.requests[0], turn.cpu_us)
 
         with clock.case(_weight(HITS * CHUNK_TOKENS, state)) as deadline:
@@ -389,7 +432,7 @@ def _rag(pair: Pair, plan: Plan, clock: Clock, say: Say) -> list[Result]:
 
 def _clients(pair: Pair, plan: Plan, clock: Clock, say: Say) -> list[Result]:
     """Clients at once: each asks again and again about a context of its own that is known."""
-    ways = (("stream", "unix"), ("reply", "unix"), ("sidecar", "unix"))
+    ways = [way for way in WAYS if way[1] == "unix"]
     most = max(plan.clients)
     prompts = [
         Prompts(
@@ -402,8 +445,8 @@ def _clients(pair: Pair, plan: Plan, clock: Clock, say: Say) -> list[Result]:
         for i in range(most)
     ]
     rng = random.Random(5)
-    for way in (ways[0], ways[-1]):
-        pair.client.run([Job(*way, 1, p.keys, client=i) for i, p in enumerate(prompts)])
+    for way in ways:
+        pair.run([Job(*way, 1, p.keys, client=i) for i, p in enumerate(prompts)])
     rows = []
     for n in plan.clients:
         with clock.case(float(n)) as deadline:
@@ -416,15 +459,15 @@ def _at_once(
     pair: Pair,
     plan: Plan,
     deadline: float,
-    ways: Sequence[tuple[str, str]],
+    ways: Sequence[Way],
     prompts: Sequence[Prompts],
     rng: random.Random,
 ) -> list[Result]:
     n = len(prompts)
     each = 4 if n == 1 else max(1, 4 // n)  # requests of a client in a turn
     vocabulary = int(pair.info["vocabulary"])
-    speeds: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
-    requests: dict[tuple[str, str], list[Result]] = {way: [] for way in ways}
+    speeds: dict[Way, list[float]] = {way: [] for way in ways}
+    requests: dict[Way, list[Result]] = {way: [] for way in ways}
 
     def once(way: str, transport: str) -> Result:
         jobs = []
@@ -435,7 +478,7 @@ def _at_once(
                 pair.redis.set(question, np.asarray(ids, "<u4").tobytes())
                 keys = (*prompts[i].keys, question)
                 jobs.append(Job(way, transport, plan.output, keys, client=i))
-        turn = pair.client.run(jobs)
+        turn = pair.run(jobs)
         cpu = [us / len(jobs) for us in turn.cpu_us]
         requests[way, transport] += [derived(request, cpu) for request in turn.requests]
         made = sum(len(request["tokens"]) for request in turn.requests)
@@ -460,7 +503,7 @@ def _agreement(pair: Pair, plan: Plan, ids: Sequence[int]) -> Result:
         tokens = np.asarray(ids[i * n_tokens : (i + 1) * n_tokens], "<u4")
         pair.redis.set("agreement", tokens.tobytes())
         made = [
-            pair.client.run([Job(way, "unix", plan.output, ("agreement",))]).requests[0]["tokens"]
+            pair.run([Job(way, "unix", plan.output, ("agreement",))]).requests[0]["tokens"]
             for way in ("reply", "sidecar")
         ]
         pairs = zip(*made, strict=False)
@@ -544,7 +587,7 @@ def run(llama_server: Path, program: Path, model: Path, plan: Plan, say: Say) ->
             "threads": plan.threads,
             "output_tokens": plan.output,
             "models": {"context": small.name, "rag": small.name, "other": model.name},
-            "llama_server": [" ".join(pair.llama.options)],
+            "llama_server": pair.options(),
         }
         say(f"with {small.name}")
         result["context"] = _contexts(
@@ -576,7 +619,7 @@ def run(llama_server: Path, program: Path, model: Path, plan: Plan, say: Say) ->
             clock("first_token", _weights(plan.model_contexts)),
             say,
             plan.model_contexts,
-            (("stream", "unix"), ("sidecar", "unix")),
+            [way for way in STREAMING if way[1] == "unix"],
             lambda n: ids[:n],
         )
         result["memory"]["one client"] = pair.memory()
@@ -584,7 +627,7 @@ def run(llama_server: Path, program: Path, model: Path, plan: Plan, say: Say) ->
     context += -context % 256
     slots = max(plan.clients)
     with _pair(llama_server, program, model, plan.threads, slots, context) as pair:
-        result["options"]["llama_server"].append(" ".join(pair.llama.options))
+        result["options"]["llama_server"] += pair.options()
         weights = float(sum(plan.clients))
         result["clients"] = _clients(pair, plan, clock("clients", weights), say)
         result["memory"]["clients"] = pair.memory()
@@ -619,18 +662,4 @@ def median(row: Result, name: str) -> float | None:
     return float(row[name]["median"]) if name in row else None
 
 
-def ratio(rows: Sequence[Result], name: str, **where: Any) -> float | None:
-    """How many times as long (B over A) on the unix socket, of the medians."""
-
-    def of(way: str) -> float | None:
-        for row in rows:
-            matches = all(row.get(key) == value for key, value in where.items())
-            if matches and row["way"] == way and row["transport"] == "unix":
-                return median(row, name)
-        return None
-
-    a, b = of("stream"), of("sidecar")
-    return b / a if a and b else None
-
-
-__all__ = ["Plan", "Result", "derived", "machine", "median", "ratio", "run", "summary"]
+__all__ = ["Plan", "Result", "derived", "machine", "median", "run", "summary"]

@@ -78,11 +78,18 @@ class LlamaServer:
     """A llama-server for one model, on a unix socket and on a free port of 127.0.0.1.
 
     It runs without what costs it time and is not measured: no web pages, no log, no copies of old
-    prompts to RAM (each client has a slot, which keeps its prompt). Flash attention is on.
+    prompts to RAM (each client has a slot, which keeps its prompt).
     """
 
     def __init__(
-        self, program: Path, model: Path, *, threads: int, slots: int, context: int
+        self,
+        program: Path,
+        model: Path,
+        *,
+        threads: int,
+        slots: int,
+        context: int,
+        flash_attention: bool = True,
     ) -> None:
         self.program = program
         self._directory = Path(tempfile.mkdtemp(prefix="llama-server-"))
@@ -94,7 +101,14 @@ class LlamaServer:
         self.options = [
             *("-t", str(threads), "-tb", str(threads)),
             *("-np", str(slots), "-c", str(slots * context)),
-            *("-fa", "on", "--cache-ram", "0", "--no-webui", "--log-disable"),
+            *(
+                "-fa",
+                "on" if flash_attention else "off",
+                "--cache-ram",
+                "0",
+                "--no-webui",
+                "--log-disable",
+            ),
         ]
         self._arguments: list[str] = [
             *(str(program), "-m", str(model)),

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_A, _B = "#c2410c", "#1d4ed8"
+_A, _B, _PLAIN = "#c2410c", "#1d4ed8", "#0891b2"
+_SIDES = (
+    ("stream", _A, "A in Redis"),
+    ("sidecar", _B, "B beside"),
+    ("plain", _PLAIN, "B, no flash attention"),
+)
 _PNG_DPI = 110
 
 Style = dict[str, Any]
@@ -62,7 +67,7 @@ def _figure(result: Result, title: str, *, share_y: bool = False) -> tuple[Figur
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(rect=(0, 0.085, 1, 0.915))
-    figure = Figure(figsize=(9.6, 4.8), layout=layout)
+    figure = Figure(figsize=(9.6, 5.0), layout=layout)
     axes = figure.subplots(1, 2, sharey=share_y).tolist()
     figure.suptitle(title, fontsize=12, fontweight="bold")
     note = "\n".join(textwrap.wrap(about_line(result), 175))
@@ -110,7 +115,13 @@ def _log_axes(axes: Axes, rows: Sequence[Result], unit: str) -> None:
 def _legend(figure: Figure, axes: Axes) -> None:
     """Above all axes, where no line can cross it."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=len(labels) if len(labels) < 5 else 3,
+        frameon=False,
+    )
 
 
 def _assembly(result: Result) -> Figure:
@@ -120,6 +131,7 @@ def _assembly(result: Result) -> Figure:
     lines: tuple[tuple[str, str, Style], ...] = (
         ("sidecar", "tcp", {"color": _B, "marker": "s", "ls": "--", "label": "B beside, TCP"}),
         ("sidecar", "unix", {"color": _B, "marker": "o", "label": "B beside, unix sockets"}),
+        ("plain", "unix", {"color": _PLAIN, "marker": "^", "label": "B, no flash attention"}),
         ("stream", "tcp", {"color": _A, "marker": "s", "ls": "--", "label": "A in Redis, TCP"}),
         ("stream", "unix", {"color": _A, "marker": "o", "label": "A in Redis, unix socket"}),
     )
@@ -142,7 +154,7 @@ def _first_token(result: Result) -> Figure:
         panels, ("first_token", "context"), ("other", "context"), strict=True
     ):
         rows = [r for r in result[key] if r["transport"] == "unix" and r["way"] != "reply"]
-        for way, colour, name in (("sidecar", _B, "B beside"), ("stream", _A, "A in Redis")):
+        for way, colour, name in _SIDES:
             for state, marker, dash in (("cold", "o", "-"), ("known", "D", ":")):
                 style = {"color": colour, "marker": marker, "ls": dash, "label": f"{name}, {state}"}
                 _line(axes, rows, "first_us", 1000.0, style, way=way, state=state)
@@ -157,13 +169,11 @@ def _clients(result: Result) -> Figure:
     figure, (left, right) = _figure(result, "Clients at once, each with a known context of its own")
     rows = result["clients"]
     counts = sorted({r["clients"] for r in rows})
-    width = 0.36
-    for offset, way, colour, name in (
-        (-width / 2, "stream", _A, "A in Redis"),
-        (width / 2, "sidecar", _B, "B beside"),
-    ):
+    width = 0.27
+    for i, (way, colour, name) in enumerate(_SIDES):
+        offset = (i - 1) * width
         _, y, spread = _points(rows, "clients", "all_tokens_per_s", 1.0, way=way)
-        at = [i + offset for i in range(len(y))]
+        at = [place + offset for place in range(len(y))]
         bars = left.bar(at, y, width, yerr=spread, capsize=3, color=colour, label=name)
         left.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
         chosen = [r["first_us"] for r in rows if r["way"] == way]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .measure import Result, median
+from .measure import BESIDE, Result, median
 
 _NAMES = {
     ("stream", "unix"): "A unix",
@@ -13,13 +13,16 @@ _NAMES = {
     ("reply", "unix"): "A, reply",
     ("sidecar", "unix"): "B unix",
     ("sidecar", "tcp"): "B TCP",
+    ("plain", "unix"): "B unix, FA off",
 }
 _INTRODUCTION = """\
 **A**: `INFER.GENERATE` in Redis. **B**: the same keys fetched with pipelined GETs, sent as JSON to
 a llama-server with the same model file and as many threads, over unix sockets or TCP for both hops.
-Both stream their tokens; "A, reply" waits for the whole reply instead. **Assembly** is all of the
-time to the first token that is not the model computing. **Cold**: nothing of the prompt is known.
-**Known**: all but its last 16 tokens. Figures are medians; brackets have the quartiles.
+Both stream their tokens; "A, reply" waits for the whole reply instead. B has flash attention, which
+is llama-server's default, or "FA off": what is compared with A is the better of the two.
+**Assembly** is all of the time to the first token that is not the model computing. **Cold**:
+nothing of the prompt is known. **Known**: all but its last 16 tokens. Figures are medians; brackets
+have the quartiles.
 """
 _STATIONS = """\
 ## Where assembly goes
@@ -98,7 +101,7 @@ def _about(result: Result) -> str:
         )
         + f' (the column "runs" says how many). Took {result["seconds"]} s; load average before: '
         f"{result['machine']['load_before'][0]}. llama-server ran with "
-        + " and for clients at once ".join(f"`{o}`" for o in options["llama_server"])
+        + ", ".join(f"`{o}`" for o in options["llama_server"])
         + (f"; {result['note']}" if result.get("note") else "")
         + ".\n"
     )
@@ -136,12 +139,14 @@ def _way(rows: Iterable[Result], way: str, transport: str = "unix") -> Result | 
 
 
 def _ratio(rows: Sequence[Result], name: str, *, more_is_better: bool = False) -> str:
-    """How much better A is than B, over unix sockets."""
-    a, b = _way(rows, "stream"), _way(rows, "sidecar")
-    x, y = (median(row, name) if row else None for row in (a, b))
-    if not x or not y:
+    """How much better A is than the better B, over unix sockets."""
+    a = _way(rows, "stream")
+    found = [_way(rows, way) for way in BESIDE]
+    medians = [value for row in found if row and (value := median(row, name))]
+    mine = median(a, name) if a else None
+    if not mine or not medians:
         return ""
-    return f"{x / y if more_is_better else y / x:.2f}x"
+    return f"{mine / max(medians) if more_is_better else min(medians) / mine:.2f}x"
 
 
 def _assembly(title: str, rows: list[Result]) -> str:
@@ -184,12 +189,12 @@ def _generation(title: str, rows: list[Result], result: Result) -> str:
     shown = [r for r in rows if r["transport"] == "unix" and r["way"] != "reply"]
     for (tokens, state), group in _groups(shown, "tokens", "state"):
         for row in group:
-            last = row["way"] == "sidecar"
+            last = row is group[-1]
             table.append(
                 [
                     f"{tokens:,}",
                     state,
-                    row["side"],
+                    row["side"] + (", FA off" if row["way"] == "plain" else ""),
                     _with_spread(row, "first_us", 1000),
                     _ratio(group, "first_us") if last else "",
                     _with_spread(row, "tokens_per_s"),
@@ -266,11 +271,12 @@ def _memory(memory: Result) -> str:
             f"{m['redis_without_model_bytes'] / 1e6:,.0f}",
             mb(m["redis_with_model"]),
             mb(m["llama_server"]),
+            mb(m["llama_server_plain"]),
             mb(m["client"]),
         ]
         for phase, m in memory.items()
     ]
-    headings = ["", "Redis without a model", "A: Redis", "B: llama-server", "client"]
+    headings = ["", "Redis without a model", "A: Redis", "B: llama-server", "B, FA off", "client"]
     return _MEMORY + _table(headings, table)
 
 
