@@ -61,7 +61,7 @@ BESIDE = ("sidecar", "plain")
 TAIL_TOKENS = 16
 """New at the end of a prompt whose beginning is known."""
 SETTLE_S = 0.02
-"""Between two requests: llama-server's threads spin for a while after their last work."""
+"""Between two requests: llama-server's threads spin for some milliseconds after their last work."""
 MIN_ROUNDS = 3
 TEXT_BYTES = 300_000
 MAX_BUSY = 0.3
@@ -376,7 +376,7 @@ def _contexts(
 
 def _weight(n_tokens: int, state: str) -> float:
     """Roughly what a case costs: a cold prompt has to be computed."""
-    return 1.0 + (n_tokens / 2048 if state == "cold" else n_tokens / 16384)
+    return 1.0 + (n_tokens / 2048 if state == "cold" else n_tokens / 8192)
 
 
 def _weights(contexts: Iterable[tuple[int, int]]) -> float:

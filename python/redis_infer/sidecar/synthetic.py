@@ -17,8 +17,8 @@ from .. import models
 
 CONTEXT = 40960
 VOCABULARY = 8192
-_LAYERS, _HIDDEN, _HEADS, _KV_HEADS, _FEED_FORWARD = 2, 128, 2, 1, 256
-FILE_NAME = "synthetic-2x128-40k.gguf"
+_LAYERS, _HIDDEN, _HEADS, _KV_HEADS, _FEED_FORWARD = 2, 64, 1, 1, 128
+FILE_NAME = "synthetic-2x64-40k.gguf"
 
 
 def model_file() -> Path:
