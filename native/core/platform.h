@@ -1,6 +1,6 @@
 /* What differs between operating systems, in one file each: platform_linux.c
  * and platform_macos.c implement this header and nothing else does. The build
- * picks the file; no other file of the tree asks for the platform. */
+ * picks the file; no other file of native/ asks for the platform. */
 #ifndef INFER_PLATFORM_H
 #define INFER_PLATFORM_H
 
