@@ -40,6 +40,7 @@ enum {
 
     QUERY_ROWS = 64,          /* most rows of (token, head of a group) that attend together */
     LOCAL_FLOATS = 8192,      /* a thread's own tiles, on its stack */
+    FINE_FLOATS = 32768,      /* the same of products with rounding errors */
     PARTIAL_FLOATS = 2 << 20, /* 8 MB for the partial sums of spans */
     MAX_SPAN_ITEMS = 1 << 14,
 };
@@ -107,9 +108,10 @@ struct local {
     _Alignas(64) int32_t sum[LOCAL_FLOATS / ACT_SUM_BLOCK];
     _Alignas(64) float fsum[LOCAL_FLOATS / ACT_SUM_BLOCK];
     struct act input; /* the above */
-    _Alignas(64) float acc[LOCAL_FLOATS], acc2[LOCAL_FLOATS]; /* [query_rows, v_dim] of attention; products */
+    _Alignas(64) float acc[LOCAL_FLOATS], acc2[LOCAL_FLOATS]; /* [query_rows, v_dim] of attention */
+    _Alignas(64) float fine[FINE_FLOATS];
 };
-_Static_assert(LOCAL_FLOATS >= 2 * TOKEN_BLOCK * ROW_TILE, "a block of tokens and its errors times a tile of rows");
+_Static_assert(FINE_FLOATS >= 2 * TOKEN_BLOCK * ROW_TILE, "a block of tokens and its errors times a tile of rows");
 
 /* ---- products ---- */
 
@@ -133,11 +135,11 @@ static void multiply_fine(const struct decoder *d, struct local *mine, const str
         return;
     }
     struct act both = act_rows(a, 2 * t0, 2 * t0 + 2 * n);
-    int most = LOCAL_FLOATS / (2 * n) / ROW_TILE * ROW_TILE;
+    int most = FINE_FLOATS / (2 * n) / ROW_TILE * ROW_TILE;
     for (int r = row0, rows; r < row1; r += rows) {
         rows = row1 - r < most ? row1 - r : most;
-        multiply_tile(d->k, w, r, r + rows, &both, mine->acc, scratch);
-        const float *coarse = mine->acc, *error = coarse + n * rows;
+        multiply_tile(d->k, w, r, r + rows, &both, mine->fine, scratch);
+        const float *coarse = mine->fine, *error = coarse + n * rows;
         for (int i = 0; i < n; i++)
             for (int k = 0; k < rows; k++) y[(size_t)i * ld_y + (size_t)(r + k)] = coarse[i * rows + k] + error[i * rows + k];
     }

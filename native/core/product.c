@@ -59,9 +59,13 @@ void multiply_tile(const struct kernels *k, const struct weight *w, int row0, in
 
 int chunk_rows(int n_out, int n_tokens)
 {
-    int least = n_tokens < MANY_TOKENS ? CHUNK_ROWS : 2 * CHUNK_ROWS;
-    int rows = n_out / CHUNKS / CHUNK_ROWS * CHUNK_ROWS;
-    return rows < least ? least : rows > CHUNK_ROWS_MAX ? CHUNK_ROWS_MAX : rows;
+    if (n_tokens < MANY_TOKENS) {
+        int rows = n_out / CHUNKS / CHUNK_ROWS * CHUNK_ROWS;
+        return rows < CHUNK_ROWS ? CHUNK_ROWS : rows > CHUNK_ROWS_MAX ? CHUNK_ROWS_MAX : rows;
+    }
+    int rows = MANY_ROWS, blocks = (n_tokens + TOKEN_BLOCK - 1) / TOKEN_BLOCK;
+    while (rows > MANY_ROWS / 4 && n_out / rows * blocks < MANY_CHUNKS) rows /= 2;
+    return rows;
 }
 
 bool next_chunk(struct pool_thread *t, int n_out, int rows, int n_tokens, struct chunk *c)

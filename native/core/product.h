@@ -12,11 +12,13 @@
 #include "pool.h"
 
 enum {
-    TOKEN_BLOCK = 64,    /* most tokens of one chunk */
+    TOKEN_BLOCK = 128,   /* most tokens of one chunk */
     CHUNK_ROWS = 32,     /* least rows of one chunk: a multiple of ROW_TILE and of ACT_BLOCK */
     CHUNK_ROWS_MAX = 512,
     CHUNKS = 128,        /* about as many chunks of rows, where a matrix is tall enough */
-    MANY_TOKENS = 16,    /* from here on a chunk has twice the rows, which pays for looking at its tokens */
+    MANY_TOKENS = 16,    /* from here on a chunk has more rows, which pays for looking at its tokens: */
+    MANY_ROWS = 256,     /* so many, or half or a quarter of them, */
+    MANY_CHUNKS = 32,    /* so that there are at least so many chunks */
 };
 
 bool weight_is_quantized(const struct weight *w);
