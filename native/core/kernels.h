@@ -54,7 +54,7 @@ struct act {
 };
 
 struct kernels {
-    const char *name; /* "scalar", "avx2", "avxvnni", "avx512", "neon", "neon-dotprod", "neon-i8mm" */
+    const char *name; /* "scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "neon-dotprod", "neon-i8mm" */
 
     /* Fills row `row` of a (q, scale, sum, fsum) from a->x.
      * order, for each block of 32: amax = max|x|; scale = amax / 127; inv = 127 / amax;
@@ -149,6 +149,7 @@ extern const struct kernels kernels_scalar;
 const struct kernels *kernels_avx2(void);
 const struct kernels *kernels_avxvnni(void); /* AVX2 with AVX-VNNI's byte products; same folder */
 const struct kernels *kernels_avx512(void);
+const struct kernels *kernels_amx(void); /* AVX-512 with AMX's 8-bit matrix products; same folder */
 const struct kernels *kernels_neon(void);
 const struct kernels *kernels_neon_dotprod(void); /* NEON with ARMv8.2's byte dot products; same folder */
 const struct kernels *kernels_neon_i8mm(void);    /* and with 8-bit matrix products; same folder */

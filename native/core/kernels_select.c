@@ -17,8 +17,10 @@ static const struct kernels *get_scalar(void) { return &kernels_scalar; }
 
 static const struct entry entries[] = { /* best first */
 #ifdef INFER_KERNELS_AVX512
+    {"amx", kernels_amx},
     {"avx512", kernels_avx512},
 #else
+    {"amx", NULL},
     {"avx512", NULL},
 #endif
 #ifdef INFER_KERNELS_AVX2
@@ -72,7 +74,7 @@ const struct kernels *kernels_by_name(const char *name, const char **why)
         if (!k) *why = "this processor lacks the instructions that they need";
         return k;
     }
-    *why = "unknown kernels: use scalar, avx2, avxvnni, avx512, neon, neon-dotprod or neon-i8mm";
+    *why = "unknown kernels: use scalar, avx2, avxvnni, avx512, amx, neon, neon-dotprod or neon-i8mm";
     return NULL;
 }
 

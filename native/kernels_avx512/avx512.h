@@ -5,7 +5,7 @@
 #include "kernels.h"
 
 /* kernels.scratch_bytes: what the greediest of these needs, as they assert. */
-enum { AVX512_SCRATCH_BYTES = 256 * 1024 };
+enum { AVX512_SCRATCH_BYTES = 512 * 1024 };
 
 /* quantize.c */
 void avx512_quantize(struct act *a, int row);
@@ -19,6 +19,10 @@ void avx512_matmul_f16(const struct weight *w, int row0, int row1, const struct 
                        void *scratch);
 void avx512_matmul_bf16(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
                         void *scratch);
+
+/* matmul_amx.c; a thread may call it once the process has leave to use AMX (avx512_table.c) */
+void avx512_matmul_amx(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
+                       void *scratch);
 
 /* norm.c */
 void avx512_rmsnorm(float *y, const float *x, const float *w, int n, float eps);

@@ -56,6 +56,8 @@ struct tile {
 
 typedef void unpack_fn(struct tile *out, const struct rows *r, int n_blocks);
 extern unpack_fn *const avx512_unpack[TYPE_COUNT];
+/* The same less the format's zero: signed, but for formats whose zero is 0. */
+extern unpack_fn *const avx512_unpack_signed[TYPE_COUNT];
 
 /* The same columns of a group of activation rows. */
 struct act_slab {

@@ -1,0 +1,141 @@
+/* Matrix products of many activation rows with AMX: as matmul_quantized.c does them, with groups of 16 tokens.
+ *
+ * A tile (12 KB) and a group (11 KB) are in L1 while they are multiplied; all groups of a slab, and the float sums,
+ * wait in L2. Minima are taken in before a tile's products, while float operations have both ports.
+ *
+ * Scratch is the caller's, one thread's own; pure otherwise, any thread. */
+#include "amx.h"
+#include "avx512.h"
+#include "slab.h"
+
+enum {
+    GROUPS = 16,       /* at most, that one unpacking of the weights serves */
+    BLOCK_TILES = 16,  /* at most, that one gathering of activations serves */
+    SUMS = 128,        /* groups times tiles at most */
+};
+
+struct scratch {
+    struct tile tile;
+    struct amx_group acts[GROUPS];
+    struct amx_sums sums[SUMS]; /* [tile][group] */
+};
+_Static_assert(sizeof(struct scratch) <= AVX512_SCRATCH_BYTES, "AVX512_SCRATCH_BYTES is too small");
+
+/* out[j] = lane j of all 16. */
+static void transpose(float (*out)[AMX_TOKENS], const __m512 in[AMX_TOKENS])
+{
+    __m512i quarters[4][4], v[16];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) { /* rows i, i+4, i+8, i+12 in the quarters of quarters[j][i], of columns 4j..4j+3 */
+        __m512 a = _mm512_shuffle_f32x4(in[i], in[i + 4], 0x44), b = _mm512_shuffle_f32x4(in[i], in[i + 4], 0xee);
+        __m512 c = _mm512_shuffle_f32x4(in[i + 8], in[i + 12], 0x44), d = _mm512_shuffle_f32x4(in[i + 8], in[i + 12], 0xee);
+        quarters[0][i] = _mm512_castps_si512(_mm512_shuffle_f32x4(a, c, 0x88));
+        quarters[1][i] = _mm512_castps_si512(_mm512_shuffle_f32x4(a, c, 0xdd));
+        quarters[2][i] = _mm512_castps_si512(_mm512_shuffle_f32x4(b, d, 0x88));
+        quarters[3][i] = _mm512_castps_si512(_mm512_shuffle_f32x4(b, d, 0xdd));
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) transpose_quarters(v + 4 * j, quarters[j]);
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; j++) _mm512_storeu_si512(out[j], v[j]);
+}
+
+/* Columns k0 .. k0+n of tokens t0 .. t0+n_tokens, at most a group; what is missing of it is zeros. */
+static void gather_group(struct amx_group *g, const struct act *a, int t0, int n_tokens, int k0, int n, const struct format *f)
+{
+    int n_blocks = n / ACT_BLOCK, n_sub = n / f->sub;
+    float fsum[AMX_TOKENS][SLAB / 16];
+    __m512 v[AMX_TOKENS];
+    for (int t = 0; t < AMX_TOKENS; t++) {
+        size_t at = (size_t)(t0 + t) * (size_t)a->n + (size_t)k0;
+        if (t < n_tokens) {
+            for (int b = 0; b < n_blocks; b++)
+                _mm256_storeu_si256((void *)g->q[b][t], _mm256_loadu_si256((const void *)(a->q + at + ACT_BLOCK * b)));
+            v[t] = _mm512_maskz_loadu_ps(lanes_left(n_blocks), a->scale + at / ACT_BLOCK);
+            if (f->has_min) prepare_sub_blocks(fsum[t], a, t0 + t, k0, n, f);
+        } else {
+            for (int b = 0; b < n_blocks; b++) _mm256_storeu_si256((void *)g->q[b][t], _mm256_setzero_si256());
+            v[t] = _mm512_setzero_ps();
+        }
+    }
+    transpose(g->scale, v);
+    for (int s = 0; f->has_min && s < n_sub; s += 16) {
+        for (int t = 0; t < AMX_TOKENS; t++) v[t] = _mm512_maskz_loadu_ps(t < n_tokens ? lanes_left(n_sub - s) : 0, fsum[t] + s);
+        transpose(g->fsum + s, v);
+    }
+}
+
+static void add_minima(struct amx_sums *c, const struct tile *w, const struct amx_group *a, int n_sub)
+{
+    __m512 macc[AMX_TOKENS];
+#pragma GCC unroll 16
+    for (int t = 0; t < AMX_TOKENS; t++) macc[t] = c->macc[t];
+    for (int s = 0; s < n_sub; s++) {
+#pragma GCC unroll 16
+        for (int t = 0; t < AMX_TOKENS; t++) macc[t] = _mm512_fmadd_ps(w->m[s], _mm512_set1_ps(a->fsum[s][t]), macc[t]);
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < AMX_TOKENS; t++) c->macc[t] = macc[t];
+}
+
+/* Slabs of nearly equal size, of whole super-blocks or, where rows are not, of whole pairs of blocks. */
+static int slab_columns(int n_in)
+{
+    int unit = n_in % 256 == 0 ? 256 : 64, n_slabs = (n_in + SLAB - 1) / SLAB;
+    return (n_in + n_slabs * unit - 1) / (n_slabs * unit) * unit;
+}
+
+/* Tiles that begin at rows r0[] against tokens t0 .. t0+n_tokens, summed up in s->sums. */
+static void multiply_tiles(const struct weight *w, const int *r0, int n_tiles, const struct act *a, int t0,
+                           int n_tokens, struct scratch *s)
+{
+    const struct format *f = &formats[w->type];
+    amx_multiply_fn *multiply = avx512_amx_multiply[f->has_min][f->sub / 16 - 1];
+    int n_groups = (n_tokens + AMX_TOKENS - 1) / AMX_TOKENS;
+    memset(s->sums, 0, sizeof *s->sums * (size_t)(n_tiles * n_groups));
+    int slab = slab_columns(w->n_in);
+    for (int k0 = 0; k0 < w->n_in; k0 += slab) {
+        int n = w->n_in - k0 < slab ? w->n_in - k0 : slab, n_sub = n / f->sub;
+        for (int g = 0; g < n_groups; g++) {
+            int left = n_tokens - g * AMX_TOKENS;
+            gather_group(&s->acts[g], a, t0 + g * AMX_TOKENS, left < AMX_TOKENS ? left : AMX_TOKENS, k0, n, f);
+        }
+        for (int i = 0; i < n_tiles; i++) {
+            struct rows rows = tile_rows(w, r0[i], k0, n_tiles, f);
+            avx512_unpack_signed[w->type](&s->tile, &rows, n / f->block);
+            struct amx_sums *sums = s->sums + i * n_groups;
+            for (int g = 0; f->has_min && g < n_groups; g++) add_minima(&sums[g], &s->tile, &s->acts[g], n_sub);
+            multiply(sums, &s->tile, s->acts, n_groups, n_sub);
+        }
+    }
+}
+
+void avx512_matmul_amx(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y, void *scratch)
+{
+    struct scratch *s = scratch;
+    if (w->n_out < ROW_TILE || a->n_rows <= STREAM_TOKENS) {
+        avx512_matmul_quantized(w, row0, row1, a, y, ld_y, scratch);
+        return;
+    }
+    const struct format *f = &formats[w->type];
+    avx512_amx_begin(f->sub);
+    for (int t0 = 0; t0 < a->n_rows; t0 += GROUPS * AMX_TOKENS) {
+        int n_tokens = a->n_rows - t0 < GROUPS * AMX_TOKENS ? a->n_rows - t0 : GROUPS * AMX_TOKENS;
+        int n_groups = (n_tokens + AMX_TOKENS - 1) / AMX_TOKENS;
+        int most_tiles = SUMS / n_groups < BLOCK_TILES ? SUMS / n_groups : BLOCK_TILES;
+        for (int r = row0; r < row1; r += most_tiles * ROW_TILE) {
+            int r0[BLOCK_TILES], n_tiles = 0;
+            for (int i = r; i < row1 && n_tiles < most_tiles; i += ROW_TILE)
+                r0[n_tiles++] = i + ROW_TILE <= row1 ? i : row1 - ROW_TILE;
+            multiply_tiles(w, r0, n_tiles, a, t0, n_tokens, s);
+            for (int t = 0; t < n_tokens; t++)
+                for (int i = 0; i < n_tiles; i++) {
+                    const struct amx_sums *c = &s->sums[i * n_groups + t / AMX_TOKENS];
+                    __m512 v = c->acc[t % AMX_TOKENS];
+                    if (f->has_min) v = _mm512_sub_ps(v, c->macc[t % AMX_TOKENS]);
+                    store_rows(y + (size_t)(t0 + t) * ld_y, r + i * ROW_TILE, r0[i], row1, v);
+                }
+        }
+    }
+    avx512_amx_end();
+}

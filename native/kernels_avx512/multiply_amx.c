@@ -1,0 +1,152 @@
+/* The int8 microkernel of AMX: a tile of 16 weight rows against 16 activation rows.
+ *
+ * TDPB multiplies 16 rows, 16 tokens and a sub-block's columns in 16 cycles. Its sums go through
+ * memory: stored, loaded, converted, scaled and added in lanes, in the order that kernels.h prescribes.
+ * For some 300 cycles after any AMX instruction multiplications, fused ones and conversions of floats start on one
+ * port instead of two, while additions and integer operations keep both. Hence integers become floats by an
+ * addition (MAGIC), and a sub-block's 16 products of scales and 16 fma take 32 cycles. Tiles are loaded, multiplied and
+ * stored two pairs of sub-blocks ahead, so that nothing waits for TDPB's 52 cycles or for a store to reach L1: about 64
+ * cycles in all, where VPDPBUSD takes 101.
+ *
+ * Addresses are few and run on: GCC keeps what it has no registers for in vector registers, whose way back is the port
+ * that the floats wait for.
+ *
+ * Configuration of the tiles is a thread's own; memory is the caller's; any thread. */
+#include "amx.h"
+#include "vector.h"
+
+/* What the tile registers are for; the intrinsics want numbers. */
+enum { C0, C1, C2, C3, A0, A1, B0, B1, TILES };
+
+/* The bits of 1.5 * 2^23. Where sums begin with them, their bits are those of the float 1.5 * 2^23 + sum, for any sum
+ * of a magnitude up to 2^22; no sub-block's exceeds 2^20. */
+static const _Alignas(64) int32_t MAGIC[16] = {0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000,
+                                  0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000,
+                                  0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000};
+
+void avx512_amx_begin(int sub)
+{
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } config = {.palette = 1};
+    for (int i = 0; i < TILES; i++) {
+        config.row_bytes[i] = (uint16_t)(i == A0 || i == A1 ? sub : 64);
+        config.rows[i] = (uint8_t)(i == B0 || i == B1 ? sub / 4 : 16);
+    }
+    __asm__ volatile("" ::"r"(&config) : "memory"); /* compilers' intrinsics say that they read less of it */
+    _tile_loadconfig(&config);
+}
+
+void avx512_amx_end(void) { _tile_release(); }
+
+/* What is multiplied next, and what is taken in next: two pairs of sub-blocks behind. */
+struct progress {
+    const int8_t *q;   /* of the pair */
+    const __m512i *w;
+    int left;          /* pairs of this group */
+    const float *scale;
+    const __m512 *d;
+    int taking_left;
+    struct amx_sums *sums;
+    __m512 acc[AMX_TOKENS];
+};
+
+/* Tile registers c = MAGIC + a * b: a sub-block of the tokens times the same of the rows. */
+#define PRODUCT(c, a_tile, b_tile, q, w)                        \
+    do {                                                        \
+        _tile_loadd(c, MAGIC, 0);                               \
+        _tile_loadd(a_tile, q, ACT_BLOCK);                      \
+        _tile_loadd(b_tile, w, sizeof *(w));                    \
+        if (is_unsigned) _tile_dpbsud(c, a_tile, b_tile);       \
+        else _tile_dpbssd(c, a_tile, b_tile);                   \
+    } while (0)
+
+/* Two sub-blocks of 32 are two blocks of the group, of 16 two halves of one. */
+INLINE void multiply_pair(struct progress *p, int n_pairs, const int odd, const int sub, const bool is_unsigned)
+{
+    const int8_t *q = p->q, *q2 = q + (sub == ACT_BLOCK ? AMX_TOKENS * ACT_BLOCK : sub);
+    const __m512i *w = p->w, *w2 = w + sub / 4;
+    if (odd) {
+        PRODUCT(2, 4, 6, q, w);
+        PRODUCT(3, 5, 7, q2, w2);
+    } else {
+        PRODUCT(0, 4, 6, q, w);
+        PRODUCT(1, 5, 7, q2, w2);
+    }
+    p->q += 2 * sub * AMX_TOKENS;
+    p->w += 2 * sub / 4;
+    if (--p->left) return;
+    p->left = n_pairs;
+    p->q += (int)sizeof(struct amx_group) - n_pairs * 2 * sub * AMX_TOKENS;
+    p->w -= n_pairs * 2 * sub / 4;
+}
+
+INLINE void store_pair(__m512 sum[2][AMX_TOKENS], const int odd)
+{
+    if (odd) {
+        _tile_stored(2, sum[0], sizeof **sum);
+        _tile_stored(3, sum[1], sizeof **sum);
+    } else {
+        _tile_stored(0, sum[0], sizeof **sum);
+        _tile_stored(1, sum[1], sizeof **sum);
+    }
+}
+
+INLINE void take_sub_block(__m512 acc[AMX_TOKENS], const __m512 *sum, const float *scale, __m512 d)
+{
+    __m512 magic = _mm512_set1_ps(0x1.8p23f);
+#pragma GCC unroll 16
+    for (int t = 0; t < AMX_TOKENS; t++)
+        acc[t] = _mm512_fmadd_ps(_mm512_sub_ps(sum[t], magic), _mm512_mul_ps(d, _mm512_set1_ps(scale[t])), acc[t]);
+}
+
+INLINE void take_pair(struct progress *p, __m512 sum[2][AMX_TOKENS], int n_pairs, bool odd_end, const int sub)
+{
+    const int blocks = 2 * sub / ACT_BLOCK;
+    if (p->taking_left == n_pairs) {
+#pragma GCC unroll 16
+        for (int t = 0; t < AMX_TOKENS; t++) p->acc[t] = p->sums->acc[t];
+    }
+    take_sub_block(p->acc, sum[0], p->scale, p->d[0]);
+    if (p->taking_left > 1 || !odd_end) take_sub_block(p->acc, sum[1], p->scale + (blocks - 1) * AMX_TOKENS, p->d[1]);
+    p->scale += blocks * AMX_TOKENS;
+    p->d += 2;
+    if (--p->taking_left) return;
+#pragma GCC unroll 16
+    for (int t = 0; t < AMX_TOKENS; t++) p->sums->acc[t] = p->acc[t];
+    p->taking_left = n_pairs;
+    p->sums++;
+    p->scale += (int)(sizeof(struct amx_group) / sizeof *p->scale) - n_pairs * blocks * AMX_TOKENS;
+    p->d -= n_pairs * 2;
+}
+
+/* In step i pair i of sub-blocks is multiplied, pair i - 1 stored and pair i - 2 taken in, on through all groups. The
+ * last pair of each may be half a pair: the other half is whatever lies there, and not taken in. */
+INLINE void products(struct amx_sums *c, const struct tile *w, const struct amx_group *a, int n_groups, int n_sub,
+                     const int sub, const bool is_unsigned)
+{
+    __m512 sum[2][2][AMX_TOKENS];
+    int n_pairs = (n_sub + 1) / 2, n = n_groups * n_pairs;
+    bool odd_end = n_sub % 2;
+    struct progress p = {.q = a->q[0][0], .w = w->w, .left = n_pairs, .scale = a->scale[0], .d = w->d,
+                         .taking_left = n_pairs, .sums = c};
+    for (int i = 0; i < n + 2; i += 2) {
+        if (i < n) multiply_pair(&p, n_pairs, 0, sub, is_unsigned);
+        if (i > 0 && i <= n) store_pair(sum[1], 1);
+        if (i > 1) take_pair(&p, sum[0], n_pairs, odd_end, sub);
+        if (i + 1 < n) multiply_pair(&p, n_pairs, 1, sub, is_unsigned);
+        if (i < n) store_pair(sum[0], 0);
+        if (i > 1 && i - 1 < n) take_pair(&p, sum[1], n_pairs, odd_end, sub);
+    }
+}
+
+#define PARAMETERS struct amx_sums *c, const struct tile *w, const struct amx_group *a, int n_groups, int n_sub
+
+static void multiply16(PARAMETERS) { products(c, w, a, n_groups, n_sub, 16, false); }
+static void multiply32(PARAMETERS) { products(c, w, a, n_groups, n_sub, 32, false); }
+static void multiply16_unsigned(PARAMETERS) { products(c, w, a, n_groups, n_sub, 16, true); }
+static void multiply32_unsigned(PARAMETERS) { products(c, w, a, n_groups, n_sub, 32, true); }
+
+amx_multiply_fn *const avx512_amx_multiply[2][2] = {{multiply16, multiply32}, {multiply16_unsigned, multiply32_unsigned}};
