@@ -20,7 +20,7 @@ COMMAND = [sys.executable, "-m", "redis_infer.cli"]
 
 
 def run(
-    *args: str, stdin: str = "", timeout: float = 60, **env: str
+    *args: str, stdin: str = "", timeout: float = 300, **env: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *args],

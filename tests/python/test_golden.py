@@ -95,7 +95,7 @@ def test_a_rust_function_completed_from_a_token_key_compiles(
         ["rustc", "--crate-type=lib", "--emit=metadata", "--out-dir", tmp_path, source],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert run.returncode == 0, source.read_text("utf-8") + run.stderr
