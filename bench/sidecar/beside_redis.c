@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const char path[] = "/completion";
+
 enum { MAX_ID_CHARS = 11 }; /* ten digits and a comma */
 
 /* The likeliest token each time by the shortest chain of samplers, and an end without the prompt's text, which would
@@ -185,9 +187,17 @@ int beside_redis_run(redisContext *redis, struct http *http, struct text *text, 
         return -1;
     m->body_bytes = (double)text->len;
     double sending = now_us();
-    if (http_post(http, "/completion", text->at, text->len, failure) < 0) return -1;
+    int sent = http_post(http, path, text->at, text->len, failure);
     m->send = now_us() - sending;
-    if (http_answer(http, failure) < 0) return -1;
+    if (sent < 0 || http_answer(http, failure) < 0) {
+        /* A server may end a connection at the moment that it gets a request: that one was not read. */
+        if (!http->reused || http->answering) return -1;
+        failure->text[0] = 0;
+        http_close(http);
+        if (http_ready(http, failure) < 0 || http_post(http, path, text->at, text->len, failure) < 0 ||
+            http_answer(http, failure) < 0)
+            return -1;
+    }
     struct span event;
     int status;
     while ((status = http_event(http, &event, failure)) > 0) {

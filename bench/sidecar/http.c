@@ -29,7 +29,7 @@ static void disconnect(struct http *h)
 {
     if (h->fd >= 0) close(h->fd);
     h->fd = -1;
-    h->closing = false;
+    h->closing = h->reused = false;
     h->in_at = h->in_len = 0;
 }
 
@@ -102,6 +102,7 @@ int http_post(struct http *h, const char *path, const char *body, size_t len, st
                             path, len);
     struct iovec parts[2] = {{head, (size_t)head_len}, {(char *)(uintptr_t)body, len}};
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+    h->answering = false;
     while (message.msg_iovlen > 0) {
         ssize_t n = sendmsg(h->fd, &message, MSG_NOSIGNAL);
         if (n < 0 && errno == EINTR) continue;
@@ -134,7 +135,9 @@ static int receive(struct http *h, struct failure *failure)
     do n = recv(h->fd, h->in + h->in_len, h->in_cap - h->in_len, 0);
     while (n < 0 && errno == EINTR);
     if (n < 0) return fail(failure, "reading from llama-server: %s", strerror(errno));
-    if (n == 0) return fail(failure, "llama-server closed the connection in the middle of an answer");
+    if (n == 0)
+        return fail(failure, "llama-server closed the connection %s",
+                    h->answering ? "in the middle of its answer" : "instead of answering");
     h->in_len += (size_t)n;
     h->used_at = now_us();
     return 0;
@@ -220,6 +223,7 @@ int http_answer(struct http *h, struct failure *failure)
 {
     struct span line, value;
     if (frame_line(h, &line, failure) < 0) return -1;
+    h->answering = true;
     size_t status = 0;
     if (line.len < 12 || strncmp(line.at, "HTTP/1.", 7) != 0 ||
         number((struct span){line.at + 9, 3}, 10, &status, failure) < 0)
@@ -235,6 +239,7 @@ int http_answer(struct http *h, struct failure *failure)
         if (header(line, "Connection", &value) && is(value, "close")) h->closing = true;
         if (header(line, "Content-Length", &value) && number(value, 10, &h->left, failure) < 0) return -1;
     }
+    h->reused = true;
     if (status == 200) return 0;
     struct span bytes;
     if (body(h, &bytes, failure) < 0) return -1;

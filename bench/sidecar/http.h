@@ -12,6 +12,8 @@ struct http {
     const char *unix_path, *host, *port; /* unix_path, or host and port; the caller's */
     int fd; /* -1: not connected */
     bool closing; /* the server will close after this answer */
+    bool answering; /* some of the answer has come */
+    bool reused; /* an answer has come on this connection before */
     double used_at; /* now_us of the last byte that came */
 
     /* bytes that were received and not read yet: in[in_at .. in_len) */

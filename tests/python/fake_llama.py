@@ -24,6 +24,8 @@ class FakeLlama:
         self.status = 200
         self.closes = False
         """After each answer."""
+        self.drops = False
+        """The next request that comes on a connection which has had one, without an answer."""
         self.connections = 0
         fake = self
 
@@ -32,9 +34,15 @@ class FakeLlama:
 
             def setup(self) -> None:
                 super().setup()
+                self.answers = 0
                 fake.connections += 1
 
             def do_POST(self) -> None:
+                if fake.drops and self.answers > 0:
+                    fake.drops = False
+                    self.close_connection = True
+                    return
+                self.answers += 1
                 length = int(self.headers["Content-Length"])
                 fake.asked.append(json.loads(self.rfile.read(length)))
                 if fake.status != 200:

@@ -90,6 +90,16 @@ def test_a_connection_that_the_server_ends_is_made_anew(sidecar: Client, llama: 
     assert len(llama.asked) == 3 and llama.connections == 3
 
 
+def test_a_request_is_sent_again_where_the_server_was_ending_the_connection(
+    sidecar: Client, llama: FakeLlama
+) -> None:
+    sidecar.run([Job("sidecar", "tcp", 3, KEYS)])
+    llama.drops = True
+    (request,) = sidecar.run([Job("sidecar", "tcp", 3, KEYS)]).requests
+    assert request["tokens"] == llama.answer
+    assert len(llama.asked) == 2 and llama.connections == 2
+
+
 def test_what_llama_server_refuses_is_told(sidecar: Client, llama: FakeLlama) -> None:
     llama.status = 400
     with pytest.raises(BenchError, match=r"answered 400: .*too long"):
