@@ -285,13 +285,18 @@ def summary(values: Sequence[float], *, keep: bool = False) -> Result:
 
     result: Result = {"median": at(0.5), "q1": at(0.25), "q3": at(0.75)}
     result |= {"p95": at(0.95), "p99": at(0.99), "min": ordered[0], "max": ordered[-1]}
-    result = {name: round(value, 1) for name, value in result.items()}
+    result = {name: _rounded(value) for name, value in result.items()}
     if keep:
-        result["values"] = [round(value, 1) for value in values]
+        result["values"] = [_rounded(value) for value in values]
     return result
 
 
-_KEPT = ("assembly_us", "first_us", "total_us")
+def _rounded(value: float) -> float:
+    """To a tenth, or from 1000 on to a whole number: more is not in a measurement."""
+    return round(value) if abs(value) >= 1000 else round(value, 1)
+
+
+_KEPT = ("assembly_us", "first_us")
 
 
 def _row(what: Result, way: Way, runs: list[Result]) -> Result:
