@@ -29,7 +29,8 @@ _STATIONS = """\
 
 Known prompts over unix sockets, microseconds. "A: admit" and "A: queue" are INFER.GENERATE's
 `admit_us` and `queue_us`. "B: llama-server" is what is left of the time to its first event without
-the client's parts and `timings.prompt_ms`: reading, parsing, queueing, sampling, writing.
+the client's parts and `timings.prompt_ms`: reading, parsing, queueing, sampling, writing. B is the
+faster one of both, with flash attention or without.
 
 """
 _CLIENTS = """\
@@ -167,8 +168,10 @@ def _stations(rows: list[Result]) -> str:
     for (tokens, keys), group in _groups(
         [r for r in rows if r["state"] == "known"], "tokens", "keys"
     ):
-        a, b = _way(group, "reply"), _way(group, "sidecar")
-        assert a is not None and b is not None
+        a = _way(group, "reply")
+        beside = [row for way in BESIDE if (row := _way(group, way))]
+        assert a is not None and beside
+        b = min(beside, key=lambda row: median(row, "assembly_us") or 0.0)
         admit, queue = median(a, "admit_us") or 0.0, median(a, "queue_us") or 0.0
         rest = (median(a, "assembly_us") or 0.0) - admit - queue
         names = ("get_us", "build_us", "send_us", "server_us")
