@@ -21,6 +21,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -56,14 +57,16 @@ class Case:
         return f"{what}, {self.threads} thread{'s' * (self.threads > 1)}"
 
 
-def cases(quick: bool, threads: list[int]) -> Iterator[Case]:
+def cases(quick: bool, kinds: list[str], threads: list[int]) -> Iterator[Case]:
+    sizes = {
+        "prefill": QUICK_PREFILL if quick else PREFILL,
+        "decode": QUICK_DEPTHS if quick else DEPTHS,
+        "batch": QUICK_SEQUENCES if quick else SEQUENCES,
+    }
     for t in threads:
-        for n in QUICK_PREFILL if quick else PREFILL:
-            yield Case("prefill", n, t)
-        for n in QUICK_DEPTHS if quick else DEPTHS:
-            yield Case("decode", n, t)
-        for n in QUICK_SEQUENCES if quick else SEQUENCES:
-            yield Case("batch", n, t)
+        for kind in kinds:
+            for n in sizes[kind]:
+                yield Case(kind, n, t)
 
 
 def run(command: list[str]) -> str:
@@ -88,9 +91,9 @@ def ours(program: str, model: Path, case: Case) -> dict[str, float]:
     return rows[-1]
 
 
-def llama(folder: Path, model: Path, case: Case) -> float:
+def llama(folder: Path, model: Path, case: Case, arguments: list[str]) -> float:
     """Tokens per second of llama.cpp."""
-    common = ["-m", str(model), "-t", str(case.threads)]
+    common = ["-m", str(model), "-t", str(case.threads), *arguments]
     if case.kind == "batch":
         n, context = str(case.n), str(case.n * (DECODED + BATCH_PROMPT) + 64)
         shape = ["-c", context, "-npp", str(BATCH_PROMPT), "-ntg", str(DECODED), "-npl", n]
@@ -133,22 +136,32 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2", help="list (default 1,2)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="prefill 256, depth 0, 16 sequences")
+    parser.add_argument(
+        "--kinds", default="prefill,decode,batch", help="list (default prefill,decode,batch)"
+    )
+    parser.add_argument(
+        "--llama-args", default="", metavar="ARGS", help="for llama.cpp's programs, as in '-fa 1'"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     options = parser.parse_args()
 
     threads = [int(t) for t in options.threads.split(",")]
+    kinds, arguments = options.kinds.split(","), shlex.split(options.llama_args)
+    if unknown := set(kinds) - {"prefill", "decode", "batch"}:
+        parser.error(f"unknown kinds: {', '.join(sorted(unknown))}")
     result: dict[str, Any] = {"machine": machine(), "rounds": options.rounds, "models": {}}
+    result["llama_args"] = options.llama_args
     print(json.dumps(result["machine"]))
     for name in options.model or ["smollm2-135m-instruct"]:
         model = file_for(name)
         print(f"\n| {model.name} | ours tok/s | llama.cpp tok/s | ratio | GB/s | GMAC/s |")
         print("|---|---:|---:|---:|---:|---:|")
         rows = result["models"].setdefault(model.name, [])
-        for case in cases(options.quick, threads):
+        for case in cases(options.quick, kinds, threads):
             mine, theirs = [], []
             for _ in range(options.rounds):
                 mine.append(ours(options.infer_bench, model, case))
-                theirs.append(llama(options.llama_bin, model, case))
+                theirs.append(llama(options.llama_bin, model, case, arguments))
             speeds = [row["tokens_per_s"] for row in mine]
             speed, other = statistics.median(speeds), statistics.median(theirs)
             middle = min(mine, key=lambda row: abs(row["tokens_per_s"] - speed))

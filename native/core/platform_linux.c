@@ -141,8 +141,8 @@ void platform_service_thread(const char *name)
 
 /* A smaller share of the processors is not enough: a thread that wakes up, as Redis' main thread does for each
  * request, must also get one at once, and the kernel lets whoever runs finish a slice first. It makes an
- * exception (6.12 and newer) for one that wakes up with a shorter slice, and batch threads do not
- * push others away themselves. Older kernels know no slices, and let wakers in sooner. */
+ * exception (6.12 and newer) for one that wakes up with a shorter slice. Older kernels know no slices, and let
+ * wakers in sooner. SCHED_BATCH in addition makes rare waits longer; SCHED_IDLE would leave nothing on a busy machine. */
 static void lower_priority(void)
 {
     /* Linux keeps the nice value per thread; the kernel clips it at 19. */
@@ -150,7 +150,7 @@ static void lower_priority(void)
     setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), main_nice + WORKER_NICE);
     struct scheduling s = {
         .size = sizeof s,
-        .policy = SCHED_BATCH,
+        .policy = SCHED_OTHER,
         .nice = getpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid)),
         .runtime = WORKER_SLICE_NS,
     };

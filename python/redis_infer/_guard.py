@@ -22,6 +22,10 @@ GRACE_S = 10.0
 
 def main() -> int:
     directory, *arguments = sys.argv[1:]
+    # Ctrl-C is for the parent, which then stops the command. Not a session of its own: Linux
+    # divides processors among sessions first (autogroup), and the server's compute threads would
+    # take from its main thread's share what their lower priority should leave to others.
+    os.setpgid(0, 0)
     command: subprocess.Popen[bytes] | None = None
     asked_to_stop = False
 

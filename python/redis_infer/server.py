@@ -244,7 +244,6 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self.directory,
-                start_new_session=True,  # Ctrl-C is for this process, which then stops the server
             )
         deadline = time.monotonic() + self._startup_timeout_s
         with self.client(socket_timeout=1.0, protocol=2) as client:
@@ -268,7 +267,7 @@ class Server:
         try:
             process.wait(_guard.GRACE_S)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # guard and server have a session of their own
+            os.killpg(process.pid, signal.SIGKILL)  # guard and server have a group of their own
             process.wait()
         assert process.stdin is not None
         process.stdin.close()

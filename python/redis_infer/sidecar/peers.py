@@ -121,7 +121,6 @@ class LlamaServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=_environment(self.program),
-                start_new_session=True,
             )
         deadline = time.monotonic() + _STARTUP_S
         while True:
