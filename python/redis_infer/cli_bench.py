@@ -50,7 +50,7 @@ def sidecar(
     budget: Annotated[
         float,
         typer.Option(min=0, help="Seconds for all runs; what is long gets fewer. 0: no limit."),
-    ] = 150,
+    ] = 70,
     quick: Annotated[
         bool, typer.Option("--quick", help="Two short contexts, 4 clients: does it work?")
     ] = False,
