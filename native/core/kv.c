@@ -31,6 +31,8 @@
 #include "kernels.h"
 #include "platform.h"
 
+enum { TOUCH_BYTES = 4096 }; /* no system has smaller pages */
+
 struct kv_node {
     struct kv_page *page;
     struct kv_node *parent;
@@ -51,6 +53,7 @@ struct kv_cache {
     struct kv_node root;        /* no page, no tokens */
     struct kv_node evictable;   /* head of the ring: older = most recently used, newer = least */
     int outstanding;
+    int n_touched;              /* pages that have physical memory: they are handed out in order the first time */
     _Atomic int n_free, n_evictable;
     _Atomic uint64_t hit_tokens, lookup_tokens, evicted_pages;
 };
@@ -195,7 +198,19 @@ static struct kv_page *page_alloc(struct kv_cache *c)
     }
     struct kv_page *p = c->free[atomic_fetch_sub(&c->n_free, 1) - 1];
     p->refs = 1;
+    if (p - c->pages >= c->n_touched) c->n_touched = (int)(p - c->pages) + 1;
     return p;
+}
+
+void kv_prepare(struct kv_cache *c)
+{
+    int n_free = atomic_load(&c->n_free);
+    if (n_free == 0) return;
+    struct kv_page *next = c->free[n_free - 1];
+    if (next - c->pages < c->n_touched) return;
+    volatile char *bytes = (volatile char *)next->data;
+    for (size_t i = 0; i < c->page_bytes; i += TOUCH_BYTES) bytes[i] = 0; /* as it is */
+    c->n_touched = (int)(next - c->pages) + 1;
 }
 
 /* ---- the tree ---- */

@@ -73,6 +73,10 @@ int kv_seq_reserve(struct kv_seq *s, int n_tokens);
  * enter the tree if keep. Safe on a sequence that was never started (zeroed). */
 void kv_seq_end(struct kv_seq *s, const uint32_t *tokens, int keep);
 
+/* Gets physical memory for the page that will be handed out next, if it has none yet: the kernel takes milliseconds
+ * to find and clear it, which a first token need not wait for. For when there is nothing else to do. */
+void kv_prepare(struct kv_cache *c);
+
 /* Puts the full pages of a running sequence into the tree already, so that requests that
  * arrive meanwhile share them; where the tree has a page of the same tokens, the sequence
  * takes that one and gives its own back. Cheap when there is nothing new. */

@@ -386,7 +386,10 @@ bool llm_step(struct engine *engine, struct pool *pool)
 {
     struct llm *e = (struct llm *)engine;
     take_arrivals(e);
-    if (!e->queue && e->n_running == 0) return false;
+    if (!e->queue && e->n_running == 0) {
+        kv_prepare(e->kv);
+        return false;
+    }
     uint64_t began = platform_now_us();
     bool ended = drop_ended(e);
     start(e);
