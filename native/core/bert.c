@@ -24,12 +24,7 @@ struct bert {
     struct encoder *encoder;
     struct engine_limits *limits;
 
-    /* any thread: requests come in through `arrivals`, newest first, linked by `next` */
-    struct request *_Atomic arrivals;
-    _Atomic int n_open; /* admitted and not done */
-
-    /* the conductor's */
-    struct request *queue, *queue_last;      /* with texts to be computed; linked by next. The first one is next */
+    /* the conductor's; base.queue has the requests with texts to be computed, the first one is next */
     struct embed_request *owner[ENCODER_TEXTS]; /* of the texts of the step */
     struct encoder_text texts[ENCODER_TEXTS];
     int n_texts, n_tokens;
@@ -52,51 +47,11 @@ static int embed(struct engine *engine, struct embed_request *r, struct infer_er
 {
     struct bert *e = (struct bert *)engine;
     if (embed_request_prepare(r, err) != 0) return -1;
-    int most = atomic_load(&e->limits->max_batch) + atomic_load(&e->limits->max_queue);
-    int open = atomic_fetch_add(&e->n_open, 1);
-    if (open >= most) {
-        atomic_fetch_sub(&e->n_open, 1);
-        return infer_fail(err, INFER_BUSY, "%d requests are running or waiting, the most are %d: try again later", open, most);
-    }
+    if (engine_open(engine, atomic_load(&e->limits->max_batch), atomic_load(&e->limits->max_queue), err) != 0) return -1;
     r->n_started = r->n_done = 0;
     atomic_fetch_add(&e->n_requests, 1);
-    r->base.next = atomic_load(&e->arrivals);
-    while (!atomic_compare_exchange_weak(&e->arrivals, &r->base.next, &r->base)) {
-    }
+    engine_arrive(engine, &r->base, &r->base);
     return 0; /* it may be done and gone by now */
-}
-
-/* ---- the queue ---- */
-
-static void push(struct bert *e, struct request *r)
-{
-    r->next = NULL;
-    if (e->queue) e->queue_last->next = r;
-    else e->queue = r;
-    e->queue_last = r;
-}
-
-static struct request *pop(struct bert *e)
-{
-    struct request *r = e->queue;
-    if (r) e->queue = r->next;
-    return r;
-}
-
-static void take_arrivals(struct bert *e)
-{
-    struct request *newest = atomic_exchange(&e->arrivals, NULL), *oldest = NULL;
-    while (newest) {
-        struct request *next = newest->next;
-        newest->next = oldest;
-        oldest = newest;
-        newest = next;
-    }
-    while (oldest) {
-        struct request *r = oldest;
-        oldest = r->next;
-        push(e, r);
-    }
 }
 
 /* ---- requests leave ---- */
@@ -108,22 +63,23 @@ static void end(struct bert *e, struct embed_request *r, _Atomic uint64_t *count
     if (atomic_load(&r->base.state) == REQUEST_RUNNING) atomic_fetch_sub(&e->n_running, 1);
     r->base.timing.done_at = platform_now_us();
     atomic_store(&r->base.state, REQUEST_DONE);
-    atomic_fetch_sub(&e->n_open, 1);
+    atomic_fetch_sub(&e->base.n_open, 1);
     r->base.done(&r->base);
 }
 
-/* True if r ended: cancelled or out of time. */
+/* True if r, which is in the queue, ended: cancelled or out of time. */
 static bool end_if_due(struct bert *e, struct embed_request *r, uint64_t now)
 {
-    if (atomic_load(&r->base.cancelled)) {
+    bool cancelled = atomic_load(&r->base.cancelled);
+    if (!cancelled && (!r->base.timeout_us || now - r->base.timing.admitted_at < r->base.timeout_us)) return false;
+    engine_dequeue(&e->base, &r->base);
+    if (cancelled) {
         infer_fail(&r->base.error, INFER_CANCELLED, "cancelled after %d of %d inputs", r->n_done, r->n_inputs);
         end(e, r, &e->n_cancelled);
-    } else if (r->base.timeout_us && now - r->base.timing.admitted_at >= r->base.timeout_us) {
+    } else {
         infer_fail(&r->base.error, INFER_CANCELLED, "timed out after %llu ms with %d of %d inputs computed",
                    (unsigned long long)(r->base.timeout_us / 1000), r->n_done, r->n_inputs);
         end(e, r, &e->n_timed_out);
-    } else {
-        return false;
     }
     return true;
 }
@@ -132,13 +88,9 @@ static bool drop_ended(struct bert *e)
 {
     uint64_t now = platform_now_us();
     bool any = false;
-    struct request *all = e->queue;
-    e->queue = NULL;
-    while (all) {
-        struct request *r = all;
-        all = r->next;
-        if (end_if_due(e, (struct embed_request *)r, now)) any = true;
-        else push(e, r);
+    for (struct request *r = e->base.queue, *next; r; r = next) {
+        next = r->next;
+        any |= end_if_due(e, (struct embed_request *)r, now);
     }
     return any;
 }
@@ -160,7 +112,7 @@ static void gather(struct bert *e)
 {
     struct request *next;
     e->n_texts = e->n_tokens = 0;
-    while (e->n_texts < ENCODER_TEXTS && (next = e->queue)) {
+    while (e->n_texts < ENCODER_TEXTS && (next = e->base.queue)) {
         struct embed_request *r = (struct embed_request *)next;
         int i = r->n_started, n;
         const uint32_t *tokens = embed_input(r, i, &n);
@@ -171,8 +123,8 @@ static void gather(struct bert *e)
             (struct encoder_text){.tokens = tokens, .n_tokens = n, .vector = r->vectors + (size_t)i * (size_t)r->n_embd};
         e->n_tokens += n;
         r->n_started++;
-        pop(e);
-        if (r->n_started < r->n_inputs) push(e, next);
+        engine_dequeue(&e->base, next);
+        if (r->n_started < r->n_inputs) engine_enqueue(&e->base, next);
     }
 }
 
@@ -192,11 +144,11 @@ static void deliver(struct bert *e)
 static bool step(struct engine *engine, struct pool *pool)
 {
     struct bert *e = (struct bert *)engine;
-    take_arrivals(e);
-    if (!e->queue) return false;
+    engine_take_arrivals(engine);
+    if (!engine->queue) return false;
     uint64_t began = platform_now_us();
     drop_ended(e);
-    if (!e->queue) return true;
+    if (!engine->queue) return true;
     gather(e);
     encoder_forward(e->encoder, pool, e->texts, e->n_texts);
     atomic_fetch_add(&e->steps, 1); /* before a client can see what the step gave */
@@ -209,8 +161,9 @@ static void abort_all(struct engine *engine)
 {
     struct bert *e = (struct bert *)engine;
     struct request *r;
-    take_arrivals(e);
-    while ((r = pop(e))) {
+    engine_take_arrivals(engine);
+    while ((r = engine->queue)) {
+        engine_dequeue(engine, r);
         infer_fail(&r->error, INFER_NOMODEL, "the model was unloaded before the request was finished");
         end(e, (struct embed_request *)r, &e->n_cancelled);
     }
@@ -224,7 +177,7 @@ static void get_stats(struct engine *engine, struct engine_stats *s)
     memset(s, 0, sizeof *s);
     s->activation_bytes = encoder_bytes(e->encoder);
     s->running = atomic_load(&e->n_running);
-    s->queued = atomic_load(&e->n_open) - s->running;
+    s->queued = atomic_load(&e->base.n_open) - s->running;
     if (s->queued < 0) s->queued = 0; /* read while one finished */
     s->requests = atomic_load(&e->n_requests);
     s->finished = atomic_load(&e->n_finished);

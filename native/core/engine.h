@@ -94,6 +94,10 @@ struct engine {
     struct engine_latency latency;
     struct runtime *_Atomic runtime; /* set while it is registered */
     struct engine *next;             /* the runtime's list */
+
+    _Atomic int n_open;                 /* requests admitted and not done */
+    struct request *_Atomic arrivals;   /* newest first, linked by next: any thread adds, the conductor takes all */
+    struct request *queue, *queue_last; /* the conductor's: those that wait, linked both ways, the next one first */
 };
 
 /* Settings shared by all engines, which may change at run time. */
@@ -113,6 +117,17 @@ struct engine_config {
 
 /* Loads a model file with the engine that its architecture needs. NULL and *err on failure. Any thread. */
 struct engine *engine_load(const char *path, const struct engine_config *config, struct infer_error *err);
+
+/* ---- for engines: the way of a request in ---- */
+
+/* Counts one more request as open, or refuses it as BUSY. Any thread; who ends a request lowers n_open. */
+int engine_open(struct engine *e, int max_running, int max_waiting, struct infer_error *err);
+/* Hands requests, linked from the newest to the oldest by next, to the conductor, which may end them at once. Any thread. */
+void engine_arrive(struct engine *e, struct request *newest, struct request *oldest);
+/* Moves what has arrived to the end of the queue, in the order of arrival. Conductor. */
+void engine_take_arrivals(struct engine *e);
+void engine_enqueue(struct engine *e, struct request *r); /* at the end. Conductor */
+void engine_dequeue(struct engine *e, struct request *r); /* from anywhere. Conductor */
 
 /* A step of the engine is through. Conductor. */
 void engine_count_step(struct engine *e, uint64_t us);

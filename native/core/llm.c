@@ -32,24 +32,14 @@ static int check_request(const struct llm *e, const struct llm_request *r, struc
 
 int llm_open(struct llm *e, struct infer_error *err)
 {
-    int max_queue = atomic_load(&e->limits->max_queue), max_batch = llm_max_batch(e);
-    int open = atomic_fetch_add(&e->n_open, 1);
-    if (open >= max_batch + max_queue) {
-        atomic_fetch_sub(&e->n_open, 1);
-        return infer_fail(err, INFER_BUSY,
-                          "%d requests are running or waiting, the most are %d running and %d waiting: try again later",
-                          open, max_batch, max_queue);
-    }
-    return 0;
+    return engine_open(&e->base, llm_max_batch(e), atomic_load(&e->limits->max_queue), err);
 }
 
 void llm_push(struct llm *e, struct request *newest, struct request *oldest, int n)
 {
     atomic_fetch_add(&e->n_requests, (uint64_t)n);
     atomic_fetch_add(&e->n_waiting, n);
-    oldest->next = atomic_load(&e->arrivals);
-    while (!atomic_compare_exchange_weak(&e->arrivals, &oldest->next, newest)) {
-    }
+    engine_arrive(&e->base, newest, oldest);
 }
 
 static int admit(struct engine *engine, struct request *request, struct infer_error *err)

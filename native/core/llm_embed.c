@@ -41,7 +41,7 @@ static void part_done(struct request *base)
     free_parts(whole);
     whole->base.timing.first_output_at = whole->base.timing.done_at = platform_now_us();
     atomic_store(&whole->base.state, REQUEST_DONE);
-    atomic_fetch_sub(&e->n_open, 1);
+    atomic_fetch_sub(&e->base.n_open, 1);
     whole->base.done(&whole->base);
 }
 
@@ -60,7 +60,7 @@ int llm_embed(struct engine *engine, struct embed_request *whole, struct infer_e
         struct llm_request *part = whole->parts ? llm_request_create(engine, &params, err) : NULL;
         if (!part) {
             free_parts(whole);
-            atomic_fetch_sub(&e->n_open, 1);
+            atomic_fetch_sub(&e->base.n_open, 1);
             return infer_fail(err, INFER_ERR, "no memory for a request of %d inputs", whole->n_inputs);
         }
         whole->parts[i] = part;

@@ -27,13 +27,9 @@ struct llm {
     const struct kernels *kernels;
     struct engine_limits *limits;
 
-    /* any thread: requests come in through `arrivals`, newest first, linked by `next` */
-    struct request *_Atomic arrivals;
-    _Atomic int n_open;    /* admitted and not done; a request for vectors is one */
-    _Atomic int n_waiting; /* admitted and not started */
+    _Atomic int n_waiting; /* admitted and not started; of a request for vectors each text (base.n_open counts it as one) */
 
     /* the conductor's */
-    struct request *queue, *queue_last; /* in the order of admission, linked by next and prev */
     struct llm_request *running[LLM_MAX_BATCH];
     int n_running;
     uint64_t turn;

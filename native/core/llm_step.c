@@ -20,16 +20,6 @@ static int min_int(int a, int b)
 
 enum outcome { FINISHED, CANCELLED, TIMED_OUT, FAILED };
 
-static void queue_remove(struct llm *e, struct llm_request *r)
-{
-    struct request *q = &r->base;
-    if (q->prev) q->prev->next = q->next;
-    else e->queue = q->next;
-    if (q->next) q->next->prev = q->prev;
-    else e->queue_last = q->prev;
-    q->next = q->prev = NULL;
-}
-
 static void running_remove(struct llm *e, struct llm_request *r)
 {
     int at = 0;
@@ -53,14 +43,14 @@ static void end(struct llm *e, struct llm_request *r, enum outcome outcome)
     if (atomic_load(&r->base.state) == REQUEST_RUNNING) {
         running_remove(e, r);
     } else {
-        queue_remove(e, r);
+        engine_dequeue(&e->base, &r->base);
         atomic_fetch_sub(&e->n_waiting, 1);
     }
     kv_seq_end(&r->seq, r->tokens, !r->params.no_cache);
     sampler_free(&r->sampler);
     r->base.timing.done_at = platform_now_us();
     atomic_store(&r->base.state, REQUEST_DONE);
-    if (!r->whole) atomic_fetch_sub(&e->n_open, 1);
+    if (!r->whole) atomic_fetch_sub(&e->base.n_open, 1);
     r->base.done(&r->base);
 }
 
@@ -107,7 +97,7 @@ static bool drop_ended(struct llm *e)
 {
     uint64_t now = platform_now_us();
     bool any = false;
-    for (struct request *q = e->queue, *next; q; q = next) {
+    for (struct request *q = e->base.queue, *next; q; q = next) {
         next = q->next;
         any |= end_if_due(e, (struct llm_request *)q, now);
     }
@@ -115,28 +105,7 @@ static bool drop_ended(struct llm *e)
     return any;
 }
 
-/* ---- requests come ---- */
-
-/* Moves what was admitted since the last step to the end of the queue. */
-static void take_arrivals(struct llm *e)
-{
-    struct request *newest = atomic_exchange(&e->arrivals, NULL), *oldest = NULL;
-    while (newest) {
-        struct request *next = newest->next;
-        newest->next = oldest;
-        oldest = newest;
-        newest = next;
-    }
-    while (oldest) {
-        struct request *q = oldest;
-        oldest = q->next;
-        q->next = NULL;
-        q->prev = e->queue_last;
-        if (e->queue_last) e->queue_last->next = q;
-        else e->queue = q;
-        e->queue_last = q;
-    }
-}
+/* ---- requests start ---- */
 
 /* How many of the known tokens have to be computed in all. */
 static int n_target(const struct llm_request *r)
@@ -185,8 +154,8 @@ static void count_cached(struct llm *e, struct llm_request *r, int n)
 static void start(struct llm *e)
 {
     int max_batch = llm_max_batch(e);
-    while (e->queue && e->n_running < max_batch) {
-        struct llm_request *r = (struct llm_request *)e->queue;
+    while (e->base.queue && e->n_running < max_batch) {
+        struct llm_request *r = (struct llm_request *)e->base.queue;
         int n_max = llm_request_max_positions(r), cached = 0;
         if (n_max > 0) /* a score of one token has nothing to compute */
             cached = kv_seq_start(e->kv, &r->seq, r->tokens, r->n_prompt, n_max, may_match(r));
@@ -195,7 +164,7 @@ static void start(struct llm *e)
             fail_memory(e, r);
             continue;
         }
-        queue_remove(e, r);
+        engine_dequeue(&e->base, &r->base);
         atomic_fetch_sub(&e->n_waiting, 1);
         e->running[e->n_running++] = r;
         atomic_store(&e->running_now, e->n_running);
@@ -385,15 +354,15 @@ static void deliver(struct llm *e)
 bool llm_step(struct engine *engine, struct pool *pool)
 {
     struct llm *e = (struct llm *)engine;
-    take_arrivals(e);
-    if (!e->queue && e->n_running == 0) {
+    engine_take_arrivals(&e->base);
+    if (!e->base.queue && e->n_running == 0) {
         kv_prepare(e->kv);
         return false;
     }
     uint64_t began = platform_now_us();
     bool ended = drop_ended(e);
     start(e);
-    if (e->n_running == 0) return ended || e->queue;
+    if (e->n_running == 0) return ended || e->base.queue;
 
     plan(e);
     gather(e);
@@ -410,9 +379,9 @@ bool llm_step(struct engine *engine, struct pool *pool)
 void llm_abort(struct engine *engine)
 {
     struct llm *e = (struct llm *)engine;
-    take_arrivals(e);
-    while (e->queue || e->n_running > 0) {
-        struct llm_request *r = e->n_running > 0 ? e->running[0] : (struct llm_request *)e->queue;
+    engine_take_arrivals(&e->base);
+    while (e->base.queue || e->n_running > 0) {
+        struct llm_request *r = e->n_running > 0 ? e->running[0] : (struct llm_request *)e->base.queue;
         infer_fail(&r->base.error, INFER_NOMODEL, "the model was unloaded before the request was finished");
         r->finish = LLM_CANCELLED;
         end(e, r, CANCELLED);
