@@ -13,13 +13,14 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
-from redis_infer import Infer, models
+from redis_infer import AsyncInfer, Infer, models
 from redis_infer.server import Server, find_redis_server
 
 # What compares with transformers needs torch, of which there is none for macOS on x86-64.
@@ -85,6 +86,30 @@ def loaded(infer: Infer, model_path: Path) -> Iterator[Infer]:
     if LOADED_NAME not in {model["name"] for model in infer.models()}:
         infer.load(LOADED_NAME, model_path)
     yield infer
+
+
+KINDS = [(protocol, decode) for protocol in (2, 3) for decode in (False, True)]
+
+
+@pytest.fixture(params=KINDS, ids=lambda p: f"resp{p[0]}-{'text' if p[1] else 'bytes'}")
+def client_kind(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Options of redis-py that decide what replies look like; a test runs with each kind."""
+    protocol, decode = request.param
+    return {"protocol": protocol, "decode_responses": decode}
+
+
+@pytest.fixture
+def any_infer(client_kind: dict[str, Any], server: Server, loaded: Infer) -> Iterator[Infer]:
+    with server.client(**client_kind) as connected:
+        yield Infer(connected)
+
+
+@pytest.fixture
+async def any_async(
+    client_kind: dict[str, Any], server: Server, loaded: Infer
+) -> AsyncIterator[AsyncInfer]:
+    async with server.async_client(**client_kind) as connected:
+        yield AsyncInfer(connected)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import inspect
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +29,7 @@ from redis_infer import (
 )
 from redis_infer.server import Server, find_redis_server
 
-KINDS = [(protocol, decode) for protocol in (2, 3) for decode in (False, True)]
 QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
-
-
-@pytest.fixture(params=KINDS, ids=lambda p: f"resp{p[0]}-{'text' if p[1] else 'bytes'}")
-def any_infer(request: Any, server: Server, loaded: Infer) -> Iterator[Infer]:
-    protocol, decode = request.param
-    with server.client(protocol=protocol, decode_responses=decode) as client:
-        yield Infer(client)
-
-
-@pytest.fixture(params=KINDS, ids=lambda p: f"resp{p[0]}-{'text' if p[1] else 'bytes'}")
-async def any_async(request: Any, server: Server, loaded: Infer) -> AsyncIterator[AsyncInfer]:
-    protocol, decode = request.param
-    async with server.async_client(protocol=protocol, decode_responses=decode) as client:
-        yield AsyncInfer(client)
 
 
 @pytest.fixture

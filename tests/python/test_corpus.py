@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ TEXTS = {
     "money.md": "# Money\n\nHow invoices are paid by bank transfer.\n",
     "time.rs": "fn clock_ticks() -> u64 { 60 }\n",
 }
-KINDS = [(protocol, decode) for protocol in (2, 3) for decode in (False, True)]
 
 
 @pytest.fixture
@@ -34,12 +32,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(params=KINDS, ids=lambda p: f"resp{p[0]}-{'text' if p[1] else 'bytes'}")
-def corpus(request: Any, server: Server, loaded: Infer, folder: Path) -> Iterator[Corpus]:
+@pytest.fixture
+def corpus(any_infer: Infer, loaded: Infer, folder: Path) -> Corpus:
     make(loaded, folder)
-    protocol, decode = request.param
-    with server.client(protocol=protocol, decode_responses=decode) as client:
-        yield of(Infer(client), "animals")
+    return of(any_infer, "animals")
 
 
 def make(infer: Infer, folder: Path, name: str = "animals") -> None:

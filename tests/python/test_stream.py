@@ -7,7 +7,7 @@ import gc
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -21,23 +21,8 @@ from redis_infer.server import Server
 
 pytestmark = pytest.mark.usefixtures("loaded")
 
-KINDS = [(protocol, decode) for protocol in (2, 3) for decode in (False, True)]
 PROMPT = "The capital of France is"
 LONG: dict[str, Any] = {"max_tokens": 4000, "ignore_eos": True}
-
-
-@pytest.fixture(params=KINDS, ids=lambda p: f"resp{p[0]}-{'text' if p[1] else 'bytes'}")
-def any_infer(request: Any, server: Server, loaded: Infer) -> Iterator[Infer]:
-    protocol, decode = request.param
-    with server.client(protocol=protocol, decode_responses=decode) as client:
-        yield Infer(client)
-
-
-@pytest.fixture(params=KINDS, ids=lambda p: f"resp{p[0]}-{'text' if p[1] else 'bytes'}")
-async def any_async(request: Any, server: Server, loaded: Infer) -> AsyncIterator[AsyncInfer]:
-    protocol, decode = request.param
-    async with server.async_client(protocol=protocol, decode_responses=decode) as client:
-        yield AsyncInfer(client)
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Writes text_reference.bin: byte strings, mostly broken UTF-8, and Python's reading of them.
 
-test_text.c compares with bytes.decode("utf-8", "replace"). Layout, little-endian, until the end of the file:
+test_text.c compares with bytes.decode("utf-8", "replace"). Layout, little-endian, until the end of
+the file:
     uint32 n, n bytes; uint32 m, m bytes of the decoded text in UTF-8
 """
 
