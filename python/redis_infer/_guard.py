@@ -6,6 +6,8 @@ The parent holds the writing end of this process's standard input. It closes wit
 parent however that ends, a crash included: then the command gets SIGTERM, and SIGKILL
 if it does not obey, and DIRECTORY is removed. Works where PR_SET_PDEATHSIG does not
 exist, and unlike it does not fire when only the thread that started the command ends.
+
+start() and stop() are the parent's side.
 """
 
 from __future__ import annotations
@@ -16,8 +18,41 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 GRACE_S = 10.0
+
+
+def start(
+    directory: Path,
+    command: Sequence[str | os.PathLike[str]],
+    *,
+    output: Path,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Runs ``command`` in ``directory`` under a guard. What both print goes to ``output``."""
+    with output.open("wb") as printed:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__, directory, *command],
+            stdin=subprocess.PIPE,  # closes with this process, however it ends
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            cwd=directory,
+            env=env,
+        )
+
+
+def stop(guard: subprocess.Popen[bytes]) -> None:
+    """Ends a guard and its command and waits for them. The directory stays."""
+    guard.terminate()  # which passes it on
+    try:
+        guard.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(guard.pid, signal.SIGKILL)  # guard and command have a group of their own
+        guard.wait()
+    assert guard.stdin is not None
+    guard.stdin.close()
 
 
 def main() -> int:

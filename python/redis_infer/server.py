@@ -15,10 +15,8 @@ import importlib.util
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -234,17 +232,9 @@ class Server:
         conf = self.directory / "redis.conf"
         conf.write_text(self._redis_conf(), encoding="utf-8")
         self.log_path.unlink(missing_ok=True)
-        with (self.directory / "output").open("wb") as output:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-I", "-S", _guard.__file__, self.directory),
-                    *(self.redis_server, conf),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=self.directory,
-            )
+        self._process = _guard.start(
+            self.directory, [self.redis_server, conf], output=self.directory / "output"
+        )
         deadline = time.monotonic() + self._startup_timeout_s
         with self.client(socket_timeout=1.0, protocol=2) as client:
             while True:
@@ -261,16 +251,8 @@ class Server:
 
     def _end_process(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.terminate()  # the guard, which passes it on
-        try:
-            process.wait(_guard.GRACE_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # guard and server have a group of their own
-            process.wait()
-        assert process.stdin is not None
-        process.stdin.close()
+        if process is not None:
+            _guard.stop(process)
 
     def _redis_conf(self) -> str:
         directives: dict[str, object] = {

@@ -8,10 +8,8 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -107,21 +105,16 @@ class LlamaServer:
             *("--poll", "1", "--no-webui", "--log-disable"),
         ]
         self._arguments: list[str] = [
-            *(str(program), "-m", str(model)),
+            *(str(program), "-m", str(model.absolute())),  # it runs in its own directory
             *("--host", f"{self.unix_socket},127.0.0.1", "--port", str(self.port)),
             *self.options,
         ]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> LlamaServer:
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", _guard.__file__, self._directory, *self._arguments],
-                stdin=subprocess.PIPE,  # closes with this process, however it ends
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=_environment(self.program),
-            )
+        self._process = _guard.start(
+            self._directory, self._arguments, output=self._log, env=_environment(self.program)
+        )
         deadline = time.monotonic() + _STARTUP_S
         while True:
             if self._process.poll() is not None:
@@ -143,14 +136,7 @@ class LlamaServer:
         trace: TracebackType | None,
     ) -> None:
         if self._process is not None:
-            self._process.terminate()  # the guard, which passes it on
-            try:
-                self._process.wait(_guard.GRACE_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
-            assert self._process.stdin is not None
-            self._process.stdin.close()
+            _guard.stop(self._process)
         shutil.rmtree(self._directory, ignore_errors=True)
 
     @property
