@@ -1,6 +1,6 @@
-/* What differs between operating systems, in one file each: platform_linux.c
- * and platform_macos.c implement this header and nothing else does. The build
- * picks the file; no other file of native/ asks for the platform. */
+/* What the operating system gives. platform_posix.c has what is the same
+ * everywhere, platform_linux.c and platform_macos.c what differs; the build
+ * picks one of them. No other file of native/ asks for the platform. */
 #ifndef INFER_PLATFORM_H
 #define INFER_PLATFORM_H
 

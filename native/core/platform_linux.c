@@ -1,17 +1,17 @@
-/* platform.h for Linux (glibc and musl).
+/* What is Linux' own of platform.h (glibc and musl).
  *
  * Mappings belong to the caller until it unmaps them. Every function may be
  * called from any thread; platform_*_thread change the calling thread only. */
+#include "platform_posix.h"
+
 #include "platform.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +19,6 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -69,74 +68,21 @@ void *platform_map_anonymous(size_t bytes)
     return p;
 }
 
-void platform_unmap(void *p, size_t bytes)
+bool platform_drop_pages(void *pages, size_t bytes)
 {
-    if (p) munmap(p, bytes);
+    return madvise(pages, bytes, MADV_DONTNEED) == 0;
 }
 
-void platform_release(void *p, size_t bytes)
+void platform_advise_weights(void *map, size_t bytes)
 {
-    /* Only whole pages can go; the kernel would widen a partial one at the end. */
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    uintptr_t begin = ((uintptr_t)p + page - 1) / page * page;
-    uintptr_t end = ((uintptr_t)p + bytes) / page * page;
-    if (begin >= end) {
-        memset(p, 0, bytes);
-        return;
-    }
-    memset(p, 0, begin - (uintptr_t)p);
-    memset((void *)end, 0, (uintptr_t)p + bytes - end);
-    if (madvise((void *)begin, end - begin, MADV_DONTNEED) != 0) memset((void *)begin, 0, end - begin);
+    /* File systems with large folios then read what is not cached yet into huge pages, which are
+     * streamed a quarter faster from memory. Others may refuse. */
+    madvise(map, bytes, MADV_HUGEPAGE);
 }
 
-const void *platform_map_file(const char *path, size_t *bytes)
+void platform_name_thread(const char *name)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* NONBLOCK: a FIFO must not hold us */
-    if (fd < 0) return NULL;
-    struct stat st;
-    const void *p = NULL;
-    int failed = 0;
-    if (fstat(fd, &st) != 0) {
-        failed = errno;
-    } else if (!S_ISREG(st.st_mode) || st.st_size <= 0) {
-        failed = S_ISDIR(st.st_mode) ? EISDIR : EINVAL;
-    } else {
-        void *map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
-        if (map == MAP_FAILED) {
-            failed = errno;
-        } else {
-            p = map;
-            *bytes = (size_t)st.st_size;
-            /* File systems with large folios then read what is not cached yet into huge pages, which are
-             * streamed a quarter faster from memory. Others may refuse. */
-            madvise(map, *bytes, MADV_HUGEPAGE);
-        }
-    }
-    close(fd);
-    if (!p) errno = failed;
-    return p;
-}
-
-void platform_unmap_file(const void *p, size_t bytes)
-{
-    if (p) munmap((void *)(uintptr_t)p, bytes);
-}
-
-void platform_service_thread(const char *name)
-{
-    char cut[16];
-    snprintf(cut, sizeof cut, "%s", name);
-    pthread_setname_np(pthread_self(), cut);
-
-    sigset_t set;
-    sigfillset(&set);
-    /* A blocked fault would kill the process without Redis' crash report. */
-    sigdelset(&set, SIGSEGV);
-    sigdelset(&set, SIGBUS);
-    sigdelset(&set, SIGFPE);
-    sigdelset(&set, SIGILL);
-    sigdelset(&set, SIGABRT);
-    pthread_sigmask(SIG_SETMASK, &set, NULL);
+    pthread_setname_np(pthread_self(), name);
 }
 
 /* A smaller share of the processors is not enough: a thread that wakes up, as Redis' main thread does for each
@@ -283,13 +229,6 @@ uint64_t platform_now_us(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
-}
-
-uint64_t platform_thread_cpu_us(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
     return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
 }
 

@@ -1,20 +1,16 @@
-/* platform.h for macOS, with public interfaces only.
+/* What is macOS' own of platform.h, with public interfaces only.
  *
  * Mappings belong to the caller until it unmaps them. Every function may be
  * called from any thread; platform_*_thread change the calling thread only. */
 #define _DARWIN_C_SOURCE
+#include "platform_posix.h"
+
 #include "platform.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <mach/vm_inherit.h>
 #include <pthread.h>
 #include <pthread/qos.h>
-#include <signal.h>
-#include <stdio.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/sysctl.h>
 #include <time.h>
 #include <unistd.h>
@@ -33,75 +29,24 @@ void *platform_map_anonymous(size_t bytes)
     return p;
 }
 
-void platform_unmap(void *p, size_t bytes)
+bool platform_drop_pages(void *pages, size_t bytes)
 {
-    if (p) munmap(p, bytes);
-}
-
-void platform_release(void *p, size_t bytes)
-{
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    uintptr_t begin = ((uintptr_t)p + page - 1) / page * page;
-    uintptr_t end = ((uintptr_t)p + bytes) / page * page;
-    if (begin >= end) {
-        memset(p, 0, bytes);
-        return;
-    }
-    memset(p, 0, begin - (uintptr_t)p);
-    memset((void *)end, 0, (uintptr_t)p + bytes - end);
     /* No advice of macOS promises zeros afterwards; a fresh mapping in place does. */
-    if (mmap((void *)begin, end - begin, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON | MAP_FIXED, -1, 0) ==
-        MAP_FAILED)
-        memset((void *)begin, 0, end - begin);
-    else
-        minherit((void *)begin, end - begin, VM_INHERIT_NONE);
+    int flags = MAP_PRIVATE | MAP_ANON | MAP_FIXED;
+    if (mmap(pages, bytes, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED) return false;
+    minherit(pages, bytes, VM_INHERIT_NONE);
+    return true;
 }
 
-const void *platform_map_file(const char *path, size_t *bytes)
+void platform_advise_weights(void *map, size_t bytes)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* NONBLOCK: a FIFO must not hold us */
-    if (fd < 0) return NULL;
-    struct stat st;
-    const void *p = NULL;
-    int failed = 0;
-    if (fstat(fd, &st) != 0) {
-        failed = errno;
-    } else if (!S_ISREG(st.st_mode) || st.st_size <= 0) {
-        failed = S_ISDIR(st.st_mode) ? EISDIR : EINVAL;
-    } else {
-        void *map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
-        if (map == MAP_FAILED) {
-            failed = errno;
-        } else {
-            p = map;
-            *bytes = (size_t)st.st_size;
-        }
-    }
-    close(fd);
-    if (!p) errno = failed;
-    return p;
+    (void)map; /* the system takes no advice on the size of a file's pages */
+    (void)bytes;
 }
 
-void platform_unmap_file(const void *p, size_t bytes)
+void platform_name_thread(const char *name)
 {
-    if (p) munmap((void *)(uintptr_t)p, bytes);
-}
-
-void platform_service_thread(const char *name)
-{
-    char cut[16];
-    snprintf(cut, sizeof cut, "%s", name);
-    pthread_setname_np(cut);
-
-    sigset_t set;
-    sigfillset(&set);
-    /* A blocked fault would kill the process without Redis' crash report. */
-    sigdelset(&set, SIGSEGV);
-    sigdelset(&set, SIGBUS);
-    sigdelset(&set, SIGFPE);
-    sigdelset(&set, SIGILL);
-    sigdelset(&set, SIGABRT);
-    pthread_sigmask(SIG_SETMASK, &set, NULL);
+    pthread_setname_np(name);
 }
 
 bool platform_can_lower_priority(void)
@@ -154,13 +99,6 @@ struct platform_x86 platform_x86_registers(void)
 uint64_t platform_now_us(void)
 {
     return clock_gettime_nsec_np(CLOCK_UPTIME_RAW) / 1000;
-}
-
-uint64_t platform_thread_cpu_us(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
-    return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
 }
 
 uint64_t platform_thread_preemptions(void)
