@@ -144,7 +144,8 @@ void engine_cancel(struct request *r);
 
 struct runtime;
 
-/* threads 0: one per processor. scratch_bytes: what the kernel table in use asks for, for each thread. */
+/* threads: 1 to POOL_MAX_THREADS; 0: one per processor, as far as that allows. scratch_bytes: what the kernel table in
+ * use asks for, for each thread. */
 struct runtime *runtime_create(int threads, size_t scratch_bytes, struct infer_error *err);
 /* All engines must have been removed. Joins every thread. */
 void runtime_free(struct runtime *rt);
@@ -157,7 +158,7 @@ int runtime_threads_now(const struct runtime *rt);
 /* The two that wait, for up to one step: call them neither on the conductor (so not in a callback)
  * nor with a lock held that a done() or output() callback takes. */
 
-/* Takes effect between steps; returns when it has. threads 0: one per processor. */
+/* Takes effect between steps; returns when it has. threads as above. */
 int runtime_set_threads(struct runtime *rt, int threads, struct infer_error *err);
 /* From now on engine_admit refuses; the engine's requests are ended (ops->abort), and no step of it is under way any more:
  * then it can be freed. No effect on an engine that is not registered. */

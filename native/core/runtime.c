@@ -141,6 +141,14 @@ static void call(struct runtime *rt, struct call *c)
     pthread_mutex_unlock(&rt->lock);
 }
 
+/* As many as there are processors where the caller leaves it to us. */
+static int n_threads(int wanted)
+{
+    if (wanted != 0) return wanted;
+    int processors = platform_cpu_count();
+    return processors < POOL_MAX_THREADS ? processors : POOL_MAX_THREADS;
+}
+
 struct runtime *runtime_create(int threads, size_t scratch_bytes, struct infer_error *err)
 {
     struct runtime *rt = calloc(1, sizeof *rt);
@@ -149,7 +157,7 @@ struct runtime *runtime_create(int threads, size_t scratch_bytes, struct infer_e
         return NULL;
     }
     rt->scratch_bytes = scratch_bytes;
-    if (threads == 0) threads = platform_cpu_count();
+    threads = n_threads(threads);
     rt->pool = pool_create(threads, scratch_bytes, "infer", err);
     if (!rt->pool) {
         free(rt);
@@ -204,7 +212,7 @@ int runtime_threads_now(const struct runtime *rt)
 
 int runtime_set_threads(struct runtime *rt, int threads, struct infer_error *err)
 {
-    if (threads == 0) threads = platform_cpu_count();
+    threads = n_threads(threads);
     /* Built and torn down here: the conductor only swaps. */
     struct call c = {.what = CALL_SET_POOL, .pool = pool_create(threads, rt->scratch_bytes, "infer", err)};
     if (!c.pool) return -1;

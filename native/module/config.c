@@ -1,13 +1,14 @@
 /* Configuration: see config.h. Owns the model directory's name. Main thread. */
 #include "config.h"
 
+#include "pool.h"
 #include "registry.h"
 
 #include <limits.h>
 #include <stdatomic.h>
 #include <string.h>
 
-enum { MAX_THREADS = 512, DEFAULT_BATCH = 16, MAX_QUEUE = 1000000, DEFAULT_QUEUE = 1024 };
+enum { DEFAULT_BATCH = 16, MAX_QUEUE = 1000000, DEFAULT_QUEUE = 1024 };
 
 static const long long MIB = 1 << 20;
 
@@ -93,7 +94,7 @@ int config_register(RedisModuleCtx *ctx)
     const unsigned changeable = REDISMODULE_CONFIG_DEFAULT;
     struct engine_limits *limits = &config.limits;
     /* kv-memory may be generous by default: only pages that are used cost memory. */
-    if (RedisModule_RegisterNumericConfig(ctx, "threads", 0, changeable, 0, MAX_THREADS, get_int, set_int,
+    if (RedisModule_RegisterNumericConfig(ctx, "threads", 0, changeable, 0, POOL_MAX_THREADS, get_int, set_int,
                                           apply_threads, (void *)&config.threads) != REDISMODULE_OK ||
         RedisModule_RegisterStringConfig(ctx, "model-dir", "", REDISMODULE_CONFIG_IMMUTABLE, get_model_dir,
                                          set_model_dir, NULL, NULL) != REDISMODULE_OK ||

@@ -17,7 +17,8 @@ struct counter {
     struct request *queue; /* under lock, any order */
     int step_us;
     bool refuse;
-    _Atomic int steps, in_step, pool_threads;
+    _Atomic bool held; /* a step that has begun does not end */
+    _Atomic int steps, in_step, pool_threads; /* the last: the most that a step had */
 };
 
 struct count_request {
@@ -46,7 +47,7 @@ static int counter_admit(struct engine *e, struct request *r, struct infer_error
 static void count_thread(struct pool_thread *t, void *arg)
 {
     struct counter *c = arg;
-    if (t->index == 0) c->pool_threads = t->count;
+    if (t->index == 0 && t->count > c->pool_threads) c->pool_threads = t->count;
 }
 
 static bool counter_step(struct engine *e, struct pool *p)
@@ -72,6 +73,7 @@ static bool counter_step(struct engine *e, struct pool *p)
         pool_run(p, count_thread, c);
         c->steps++;
         if (c->step_us) sleep_us(c->step_us);
+        for (int i = 0; c->held && i < 50000; i++) sleep_us(200); /* a test that waits for the step shall fail, not hang */
     }
     while (done) {
         struct request *r = done;
@@ -225,7 +227,7 @@ static void threads_change_between_steps_under_load(void)
     runtime_add(rt, &c.engine);
     struct count_request r = {.base.done = on_done, .steps_left = -1};
     CHECK(engine_admit(&c.engine, &r.base, NULL) == 0);
-    for (int n = 1; n <= 5; n++) {
+    for (int n = 1; n <= 5; n++) { /* ascending, so that the most is what the first step with so many had */
         CHECK(runtime_set_threads(rt, n, NULL) == 0);
         int before = c.steps;
         while (c.steps < before + 2) sleep_us(200);
@@ -234,7 +236,8 @@ static void threads_change_between_steps_under_load(void)
     struct infer_error err = {0};
     CHECK(runtime_set_threads(rt, 100000, &err) == -1 && err.code == INFER_ERR);
     CHECK(runtime_threads(rt) == 5 && !r.n_done);
-    CHECK(runtime_set_threads(rt, 0, NULL) == 0 && runtime_threads(rt) == platform_cpu_count());
+    CHECK(runtime_set_threads(rt, 0, NULL) == 0);
+    CHECK(runtime_threads(rt) == (platform_cpu_count() < POOL_MAX_THREADS ? platform_cpu_count() : POOL_MAX_THREADS));
     engine_cancel(&r.base);
     CHECK(wait_done(&r));
     runtime_remove(rt, &c.engine);
@@ -246,19 +249,19 @@ static void admission_and_cancelling_do_not_wait_for_a_step(void)
     struct runtime *rt = runtime_create(1, 0, NULL);
     REQUIRE(rt);
     struct counter c, other;
-    counter_init(&c, 1000000);
+    counter_init(&c, 0);
     counter_init(&other, 0);
+    c.held = true;
     runtime_add(rt, &c.engine);
     struct count_request r = {.base.done = on_done, .steps_left = -1}, r2 = {.base.done = on_done, .steps_left = 1};
     engine_admit(&c.engine, &r.base, NULL);
-    while (!c.steps) sleep_us(100); /* now it sleeps inside the step */
-    uint64_t start = platform_now_us();
+    while (!c.steps) sleep_us(100); /* now it stays inside the step */
     CHECK(engine_admit(&c.engine, &r2.base, NULL) == 0);
     engine_cancel(&r.base);
     runtime_add(rt, &other.engine);
     CHECK(runtime_threads(rt) == 1);
-    uint64_t took = platform_now_us() - start;
-    CHECKF(took < 900000, "%llu us", (unsigned long long)took); /* less than a step: far above any scheduling delay */
+    CHECK(c.in_step && c.steps == 1);
+    c.held = false;
     CHECK(wait_done(&r) && wait_done(&r2));
     runtime_remove(rt, &c.engine);
     runtime_remove(rt, &other.engine);

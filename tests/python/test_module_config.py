@@ -41,7 +41,7 @@ def test_the_settings_have_their_defaults(model_path: Path) -> None:
     ("name", "value"),
     [
         ("threads", -1),
-        ("threads", 513),
+        ("threads", 257),
         ("threads", "two"),
         ("kv-memory", 0),
         ("kv-memory", "lots"),
