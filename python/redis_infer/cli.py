@@ -188,11 +188,11 @@ def serve(
             infer = Infer(client)
             for name, path in files.items():
                 infer.load(name, path)
-        err.print(f"Redis listens on 127.0.0.1:{server.port} and {server.unix_socket}")
-        err.print(f"models: {', '.join(files)}")
-        err.print(f"try:    {PROGRAM} chat --url {server.url}")
-        err.print("Ctrl-C ends it.")
         with contextlib.suppress(KeyboardInterrupt):
+            err.print(f"Redis listens on 127.0.0.1:{server.port} and {server.unix_socket}")
+            err.print(f"models: {', '.join(files)}")
+            err.print(f"try:    {PROGRAM} chat --url {server.url}")
+            err.print("Ctrl-C ends it.")
             status = server.wait()
             raise ServerError(f"the server ended with status {status}: {server.log(last_lines=1)}")
 

@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +65,15 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60.0)
         time.sleep(0.005)
 
 
+def threads_of(pid: int) -> list[str]:
+    """The names of a process' threads, in order; needs /proc."""
+    names = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            names.append((task / "comm").read_text().strip())
+    return sorted(names)
+
+
 def requests(client: redis.Redis) -> list[dict[str, Any]]:
     return [as_map(entry) for entry in client.execute_command("INFER.REQUESTS")]
 
@@ -73,6 +83,13 @@ def assert_idle(client: redis.Redis) -> None:
     wait_until(lambda: not requests(client), "the list of requests is empty")
     info = client.info("infer")
     assert (info["infer_requests_running"], info["infer_requests_queued"]) == (0, 0)
+
+
+def wait_until_admitted(client: redis.Redis, n_before: int) -> None:
+    """After so many requests there is one more. It may have ended since, unlike a listed one."""
+    wait_until(
+        lambda: client.info("infer")["infer_requests_total"] > n_before, "a request is admitted"
+    )
 
 
 class Background:

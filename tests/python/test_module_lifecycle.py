@@ -27,7 +27,9 @@ from module_support import (
     own_server,
     pack,
     requests,
+    threads_of,
     wait_until,
+    wait_until_admitted,
 )
 from redis_infer import Infer
 from redis_infer.server import Server
@@ -201,12 +203,19 @@ def test_overwriting_and_flushing_keys_changes_nothing_that_is_under_way(
     client.set("p", pack(PROMPT))
     command = ("INFER.GENERATE", MODEL, 1, "p", "MAXTOKENS", 64, "IGNOREEOS")
     calm = as_map(client.execute_command(*command))["tokens"]
-    job = Background(server, *command, "STORE", "out")
-    wait_until(lambda: requests(client), "it runs")
-    client.set("p", pack([1] * 5000))
-    client.flushall()
-    client.set("out", "in between")
-    made = job.result()
+    # One that runs keeps it in the queue until the keys have changed.
+    client.config_set("infer.max-batch", 1)
+    try:
+        running = long_generation(server)
+        job = Background(server, *command, "STORE", "out")
+        wait_until(lambda: len(requests(client)) == 2, "it waits")
+        client.set("p", pack([1] * 5000))
+        client.flushall()
+        client.set("out", "in between")
+        kill(client, running)
+        made = job.result()
+    finally:
+        client.config_set("infer.max-batch", 16)
     assert made["tokens"] == calm == client.get("out")
 
 
@@ -229,8 +238,9 @@ def test_the_number_of_threads_changes_during_a_generation_and_no_token_does(
     command = (*SHORT[:5], "MAXTOKENS", 120, "IGNOREEOS", "NOCACHE")
     before = client.config_get("infer.threads")["infer.threads"]
     calm = as_map(client.execute_command(*command))["tokens"]
+    n_before = client.info("infer")["infer_requests_total"]
     job = Background(server, *command)
-    wait_until(lambda: requests(client), "it runs")
+    wait_until_admitted(client, n_before)
     for n in (1, 3, 2):
         client.config_set("infer.threads", n)
         wait_until(lambda n=n: client.info("infer")["infer_threads"] == n, f"{n} threads")
@@ -267,10 +277,6 @@ def test_module_unload_waits_for_clients_and_then_goes(model_path: Path) -> None
         )
         load(client, model_path.name)
         assert as_map(client.execute_command(*SHORT))["output_tokens"] == 6
-
-
-def threads_of(pid: int) -> list[str]:
-    return [(task / "comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
 def test_the_modules_threads_end_with_it(model_path: Path) -> None:

@@ -225,7 +225,9 @@ def test_broken_files_are_refused_and_leave_nothing(
         == before_tokens
     )
     if open_files:
-        assert len(list(descriptors.iterdir())) == open_files
+        wait_until(
+            lambda: len(list(descriptors.iterdir())) == open_files, "every file is closed again"
+        )
 
 
 def test_a_files_own_text_cannot_end_the_error_line(other: redis.Redis, model_dir: Path) -> None:

@@ -325,13 +325,14 @@ def test_a_stream_obeys_maxmemory_and_says_so(server: Server, client: redis.Redi
 
 
 def test_nothing_is_written_while_writes_are_paused(client: redis.Redis) -> None:
-    client.execute_command(*BASE, "MAXTOKENS", 30, "STREAM", "s", "ASYNC")
-    client.execute_command("CLIENT PAUSE", 20000, "WRITE")
+    with client.pipeline(transaction=False) as at_once:  # before the first token can be written
+        at_once.execute_command(*BASE, "MAXTOKENS", 30, "STREAM", "s", "ASYNC")
+        at_once.execute_command("CLIENT PAUSE", 60000, "WRITE")
+        at_once.execute()
     try:
         wait_until(lambda: requests(client)[0]["state"] == b"done", "all is computed")
-        paused = client.xlen("s")
         time.sleep(0.1)
-        assert client.xlen("s") == paused < 31
+        assert client.xlen("s") == 0
     finally:
         client.execute_command("CLIENT UNPAUSE")
     assert last_entry(client)["finish_reason"] == b"length"
@@ -424,8 +425,10 @@ def test_info_counts_entries_and_holds_of_the_lock(server: Server, client: redis
     after = client.info("infer")
     assert after["infer_stream_entries"] - before["infer_stream_entries"] == 44
     assert after["infer_stored_keys"] - before["infer_stored_keys"] == 1
+    # A hold writes one item or more, and is counted when it is over: of the last one of these, and
+    # of the last one before them, the replies may come earlier.
     holds = after["infer_lock_holds"] - before["infer_lock_holds"]
-    assert 5 <= holds <= 45
+    assert 1 <= holds <= 46
     percentiles = [after[f"infer_lock_hold_{p}_us"] for p in ("p50", "p90", "p99", "max")]
     assert percentiles == sorted(percentiles)
     assert percentiles[-1] > 0

@@ -31,6 +31,7 @@ from module_support import (
     pack,
     requests,
     wait_until,
+    wait_until_admitted,
 )
 from redis_infer import AsyncInfer, Infer, NoKeyError, RagGeneration, Source
 from redis_infer.server import Server, ServerError, find_redis_server
@@ -548,7 +549,7 @@ def test_a_corpus_that_changes_meanwhile_changes_nothing_under_way(
     calm = rag(corpus, *options)
     before = corpus.info("infer")["infer_requests_total"]
     job = Background(server, "INFER.RAG", MODEL, VSET, *options)
-    wait_until(lambda: corpus.info("infer")["infer_requests_total"] > before, "it is admitted")
+    wait_until_admitted(corpus, before)
     corpus.flushall()
     made = job.result()
     assert made["tokens"] == calm["tokens"]
@@ -805,8 +806,9 @@ def test_a_script_that_takes_long_is_not_looked_into(model_path: Path) -> None:
         client.execute_command("VADD", VSET, "FP32", v, "e0", "SETATTR", attributes)
         # Its embedding ends while the script runs, unless the machine is very busy.
         command = ("INFER.RAG", MODEL, VSET, "EMBED", MODEL, pack(PROMPT * 100), *BRIEF)
+        before = client.info("infer")["infer_requests_total"]
         job = Background(server, *command)
-        wait_until(lambda: requests(client), "it embeds")
+        wait_until_admitted(client, before)
         script = """
             redis.call('SET', KEYS[1], 'bad')
             local t = redis.call('TIME')

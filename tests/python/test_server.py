@@ -13,15 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from module_support import wait_until
 from redis_infer import server as server_module
 from redis_infer.server import Server, ServerError, find_redis_server
-
-
-def wait_until(condition: object, seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:
@@ -53,7 +47,7 @@ def test_it_answers_on_socket_and_port_and_leaves_nothing(tmp_path: Path) -> Non
         assert modules & {b"infer", b"redis_infer"}
         assert directory.stat().st_mode & 0o077 == 0
     assert not directory.exists()
-    wait_until(lambda: not alive(pid))
+    wait_until(lambda: not alive(pid), "the server has gone")
 
 
 def test_a_stopped_server_can_be_started_again(tmp_path: Path) -> None:
@@ -83,7 +77,9 @@ def test_it_ends_with_a_parent_that_crashes(tmp_path: Path) -> None:
     assert alive(int(pid))
     parent.kill()
     parent.wait()
-    wait_until(lambda: not alive(int(pid)) and not Path(directory).exists())
+    wait_until(
+        lambda: not alive(int(pid)) and not Path(directory).exists(), "server and folder have gone"
+    )
     parent.stdin.close()
     parent.stdout.close()
 
@@ -132,12 +128,12 @@ def test_a_free_port_is_looked_for_again_when_someone_takes_it(
 def test_a_server_that_hangs_is_given_up(tmp_path: Path) -> None:
     sleeper = executable(
         tmp_path / "redis-server",
-        'case "$1" in --version) echo "Redis server v=7.2.4";; *) exec sleep 60;; esac',
+        'case "$1" in --version) echo "Redis server v=7.2.4";; *) exec sleep 600;; esac',
     )
     began = time.monotonic()
     with pytest.raises(ServerError, match=r"did not answer within 0\.3 s"):
         Server(model_dir=tmp_path, redis_server=sleeper, startup_timeout_s=0.3).start()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_an_odd_model_directory_survives_the_configuration_file(tmp_path: Path) -> None:

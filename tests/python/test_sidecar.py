@@ -227,7 +227,7 @@ def test_time_that_cheap_cases_leave_goes_to_later_ones() -> None:
     assert clock.share(1) == 2
     with clock.case(1):
         pass
-    assert clock.share(1) == pytest.approx(2.5, abs=0.1)
+    assert 2 < clock.share(1) <= 2.5  # less what this took
     assert measure.Clock(None, 5).share(1) == float("inf")
 
 

@@ -23,6 +23,7 @@ from module_support import (
     load,
     pack,
     requests,
+    threads_of,
     wait_until,
 )
 from redis_infer import Infer
@@ -166,6 +167,19 @@ def descriptors(pid: int) -> int:
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
+def settled(look: Callable[[], int]) -> int:
+    """What is seen twice in a row, a while apart."""
+    seen = [look()]
+
+    def the_same() -> bool:
+        time.sleep(0.2)
+        seen.append(look())
+        return seen[-1] == seen[-2]
+
+    wait_until(the_same, "a number settles")
+    return seen[-1]
+
+
 def calm(server: Server, client: redis.Redis) -> dict[str, Any]:
     """Brings the server to rest; what is left then."""
     for entry in requests(client):
@@ -178,11 +192,13 @@ def calm(server: Server, client: redis.Redis) -> dict[str, Any]:
 
     def saved() -> bool:
         info = client.info("persistence")
-        return not info["rdb_bgsave_in_progress"] and not info["aof_rewrite_in_progress"]
+        saving = ("rdb_bgsave_in_progress", "aof_rewrite_in_progress", "aof_rewrite_scheduled")
+        return not any(info[what] for what in saving)
 
     wait_until(saved, "saving ends")
     client.flushall()
     wait_until(lambda: client.info("clients")["connected_clients"] == 1, "the others have gone")
+    wait_until(lambda: not client.info("replication")["connected_slaves"], "the replica has gone")
     client.execute_command("MEMORY PURGE")
     pid = client.info("server")["process_id"]
     infer = client.info("infer")
@@ -193,16 +209,12 @@ def calm(server: Server, client: redis.Redis) -> dict[str, Any]:
     assert model["requests"] == sum(model[how] for how in ended)
 
     def threads() -> list[str]:
-        names = []
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-                names.append((task / "comm").read_text().strip())
-        return sorted(name for name in names if name.startswith("infer-"))
+        return [name for name in threads_of(pid) if name.startswith("infer-")]
 
     wait_until(lambda: client.info("infer")["infer_threads"] == 2, "the last setting is applied")
     wait_until(lambda: "infer-task" not in threads(), "the threads that apply settings have gone")
     return {
-        "descriptors": descriptors(pid),
+        "descriptors": settled(lambda: descriptors(pid)),  # Redis closes some in other threads
         "memory": client.info("memory")["used_memory"],
         "threads": threads(),
     }
@@ -211,6 +223,7 @@ def calm(server: Server, client: redis.Redis) -> dict[str, Any]:
 @pytest.fixture
 def pair(model_path: Path) -> Iterator[tuple[Server, Server]]:
     config = {"appendonly": "yes", "repl-diskless-sync-delay": 0, "enable-debug-command": "yes"}
+    config["repl-backlog-size"] = "16kb"  # full from the first replica on
     folder = model_path.parent
     with (
         Server(model_dir=folder, threads=2, config=config) as server,
@@ -300,7 +313,7 @@ def test_everything_at_once_leaves_nothing_behind(
     on_replica.execute_command("REPLICAOF", "NO", "ONE")
     client.config_set("infer.max-batch", 2)
     for i in range(6):
-        long = ("MAXTOKENS", 500, "IGNOREEOS", "STREAM", f"t{i}", "ASYNC")
+        long = ("MAXTOKENS", 1500, "IGNOREEOS", "STREAM", f"t{i}", "ASYNC")
         client.execute_command("INFER.GENERATE", MODEL, 0, "TOKENS", pack(PROMPT), *long)
     blocked = Background(server, "INFER.GENERATE", MODEL, 0, "TOKENS", pack(PROMPT))
     wait_until(lambda: len(requests(client)) == 7, "two run, five wait")
