@@ -14,6 +14,7 @@ from rich.table import Table
 from . import __version__, cli_bench, cli_corpus, models
 from .cli_support import (
     PROGRAM,
+    FileOption,
     MaxTokensOption,
     MinPOption,
     ModelOption,
@@ -60,8 +61,6 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="The model files on this machine.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
-cli_corpus.add_to(app)
-cli_bench.add_to(app)
 
 
 _OUR_ERRORS = (
@@ -119,7 +118,7 @@ def demo(
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="A question.")
     ] = "Why is the sky blue?",
-    model: ModelOption = None,
+    model: FileOption = None,
     max_tokens: MaxTokensOption = 128,
     threads: ThreadsOption = None,
 ) -> None:
@@ -146,7 +145,12 @@ def demo(
 @app.command()
 def serve(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="MODEL", help="Models to load.")
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Known models or GGUF files to load, all of one folder; "
+            f"default: {models.DEFAULT_MODEL}.",
+        ),
     ] = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="TCP port on 127.0.0.1; 0: any free one.")
@@ -155,7 +159,11 @@ def serve(
     redis_server: ServerOption = None,
     config: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A redis.conf directive; may be repeated."),
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="A redis.conf directive or a setting of the module (infer.kv-memory=2gb); "
+            "may be repeated.",
+        ),
     ] = None,
 ) -> None:
     """Run a Redis server with the module in the foreground. It keeps nothing on disk.
@@ -290,7 +298,7 @@ def tokenize(
     text: Annotated[
         str, typer.Argument(metavar="TEXT", help="The text; '-' reads standard input.")
     ],
-    model: ModelOption = None,
+    model: FileOption = None,
     ids: Annotated[bool, typer.Option("--ids", help="Print only the ids, on one line.")] = False,
     special: Annotated[
         bool, typer.Option(help="Read texts such as <|im_end|> as the special tokens they name.")
@@ -358,6 +366,11 @@ def models_path(
       redis-cli INFER.MODEL LOAD smol "$(redis-infer models path smollm2-135m-instruct)"
     """
     print(models.path(name))
+
+
+# Last, so that the help begins with what a newcomer tries first.
+cli_corpus.add_to(app)
+cli_bench.add_to(app)
 
 
 # ---- inside ----

