@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import struct
 import threading
 import time
@@ -159,4 +160,21 @@ def own_server(model_path: Any, **options: Any) -> Iterator[Server]:
     with Server(model_dir=model_path.parent, threads=1, **options) as server:
         with server.client(socket_timeout=None) as client:
             load(client, model_path.name)
+        yield server
+
+
+@contextlib.contextmanager
+def own_cluster(model_path: Any) -> Iterator[Server]:
+    """Like own_server, as a cluster of one node that has all slots."""
+    with socket.socket() as probe:  # Redis' own choice, port + 10000, may not exist
+        probe.bind(("127.0.0.1", 0))
+        bus_port = probe.getsockname()[1]
+    config = {"cluster-enabled": "yes", "cluster-port": bus_port}
+    with own_server(model_path, config=config) as server:
+        with server.client() as client:
+            client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+            wait_until(
+                lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok",
+                "the cluster is up",
+            )
         yield server

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from module_support import MODEL, PROMPT, error_of, generate, own_server, pack, wait_until
+from module_support import MODEL, PROMPT, error_of, generate, own_cluster, pack
 from redis_infer.server import Server
 
 
@@ -130,19 +129,7 @@ def test_loading_models_is_dangerous(client: redis.Redis, server: Server) -> Non
 
 
 def test_in_a_cluster_all_keys_of_a_command_share_a_slot(model_path: Path) -> None:
-    with socket.socket() as probe:  # Redis' own choice, port + 10000, may not exist
-        probe.bind(("127.0.0.1", 0))
-        bus_port = probe.getsockname()[1]
-    config = {"cluster-enabled": "yes", "cluster-port": bus_port}
-    with (
-        own_server(model_path, config=config) as server,
-        server.client() as client,
-    ):
-        client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
-        wait_until(
-            lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok",
-            "the cluster is up",
-        )
+    with own_cluster(model_path) as server, server.client() as client:
         client.set("{c}:a", pack(PROMPT))
         made = generate(client, MODEL, 1, "{c}:a", "MAXTOKENS", 2, "STORE", "{c}:out")
         assert client.get("{c}:out") == made["tokens"]

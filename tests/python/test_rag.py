@@ -8,7 +8,6 @@ import json
 import math
 import re
 import shutil
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from module_support import (
     error_of,
     generate,
     long_generation,
+    own_cluster,
     own_server,
     pack,
     requests,
@@ -991,18 +991,9 @@ def test_a_replica_retrieves_from_what_it_has(corpus: redis.Redis, model_path: P
 
 
 def test_in_a_cluster_the_tokens_share_the_vector_sets_slot(model_path: Path) -> None:
-    with socket.socket() as probe:  # Redis' own choice, port + 10000, may not exist
-        probe.bind(("127.0.0.1", 0))
-        bus_port = probe.getsockname()[1]
-    config = {"cluster-enabled": "yes", "cluster-port": bus_port}
-    with own_server(model_path, config=config) as server, server.client() as client:
+    with own_cluster(model_path) as server, server.client() as client:
         if not has_vector_sets(client):
             pytest.skip("no Vector Sets here: before Redis 8")
-        client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
-        wait_until(
-            lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok",
-            "the cluster is up",
-        )
         client.mset({key(0): pack(chunk(0)), key(1): pack(chunk(1))})
         client.set("{d}:tok:1", pack(chunk(1)))
         add(client, "e0", 0.0, {"tokens": key(0)})
