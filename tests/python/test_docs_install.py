@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import tempfile
 import time
@@ -17,7 +18,8 @@ from redis_infer.gguf_metadata import read_metadata
 from redis_infer.module_path import module_path
 from redis_infer.server import find_redis_server
 
-PAGE = (Path(__file__).parents[2] / "docs/install.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/install.md").read_text(encoding="utf-8")
 
 
 def block(with_line: str) -> str:
@@ -101,7 +103,30 @@ def test_the_table_of_memory_adds_up(row: tuple[str, str, str, str]) -> None:
 
 
 def test_files_that_the_page_names_are_there() -> None:
-    root = Path(__file__).parents[2]
     named = re.findall(r"\]\(\.\./([^)]+)\)", PAGE)
     assert named
-    assert [name for name in named if not (root / name).is_file()] == []
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_what_the_dockerfile_copies_is_enough_to_configure_the_build(tmp_path: Path) -> None:
+    if not (shutil.which("cmake") and shutil.which("ninja")):
+        pytest.skip("needs cmake and ninja")
+    dockerfile = (ROOT / "packaging/Dockerfile").read_text(encoding="utf-8")
+    copied = [
+        name for line in re.findall(r"^COPY (\w.*) \S+$", dockerfile, re.M) for name in line.split()
+    ]
+    ignored = (ROOT / "packaging/Dockerfile.dockerignore").read_text(encoding="utf-8")
+    assert sorted(copied) == sorted(re.findall(r"^!(.+)$", ignored, re.M))
+    for name in copied:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name)
+        else:
+            shutil.copy(source, tmp_path)
+    done = subprocess.run(
+        ["cmake", "-S", tmp_path, "-B", tmp_path / "build", "-G", "Ninja"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
