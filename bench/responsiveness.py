@@ -6,7 +6,7 @@
 Starts a server whose models compute on every processor, and 16 clients that generate all the
 time and stream their tokens. PINGs come from another process, one each millisecond, so that the
 server has to wake up for each. redis-benchmark, if there is one on PATH, runs in turns without
-and with the load. At the end, what the module says about its own holds of Redis' lock.
+and with the load. At the end, what the module says about its own turns of Redis' main thread.
 
 The clients, redis-benchmark and the server share the processors, as they would on a small machine.
 """
@@ -122,11 +122,11 @@ def main() -> None:
                 print(f"{test}: idle {idle:.0f}/s, loaded {loaded:.0f}/s, {loaded / idle:.0%}")
 
         info = client.info("infer")
-        for what in ("hold", "hold_cpu", "wait"):
+        for what in ("turn", "turn_cpu", "wait"):
             points = [
-                f"{p} {info[f'infer_lock_{what}_{p}_us']}" for p in ("p50", "p90", "p99", "max")
+                f"{p} {info[f'infer_write_{what}_{p}_us']}" for p in ("p50", "p90", "p99", "max")
             ]
-            print(f"lock {what}, {info['infer_lock_holds']} times: {', '.join(points)} us")
+            print(f"write {what}, {info['infer_write_turns']} turns: {', '.join(points)} us")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python bench/steady.py --model ./qwen3-4b.gguf --tokens 256
 
 Generates with one client and then with four at once, each into a stream that is trimmed, while
-another process sends a PING each millisecond. Prints PING latencies, the module's holds of Redis'
-lock, and memory when the first tokens are there, at the end, and after the same once more: what
+another process sends a PING each millisecond. Prints PING latencies, the module's turns of Redis' main
+thread, and memory when the first tokens are there, at the end, and after the same once more: what
 a server needs for good is there by then, so that what is still added would be growth.
 """
 
@@ -113,9 +113,9 @@ def main() -> None:
             phase(server, client, name, clients, options.tokens)
         info = client.info("infer")
         points = ("p50", "p90", "p99", "max")
-        for what in ("hold", "wait"):
-            values = ", ".join(f"{p} {info[f'infer_lock_{what}_{p}_us']}" for p in points)
-            print(f"\nlock {what}, {info['infer_lock_holds']} times: {values} us", end="")
+        for what in ("turn", "wait"):
+            values = ", ".join(f"{p} {info[f'infer_write_{what}_{p}_us']}" for p in points)
+            print(f"\nwrite {what}, {info['infer_write_turns']} turns: {values} us", end="")
         print()
 
 

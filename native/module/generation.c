@@ -139,10 +139,7 @@ struct job *generation_create(RedisModuleCtx *ctx, const char *command, const st
                                            .key_len = a->stream.len,
                                            .max_len = a->stream_max_len,
                                            .ttl_ms = a->stream_ttl_ms};
-    if (output_wanted(&j->output) && output_prepare(ctx, j, err) < 0) {
-        job_free(j);
-        return NULL;
-    }
+    if (output_wanted(&j->output)) output_prepare(ctx, j);
     return j;
 }
 

@@ -116,15 +116,15 @@ static void describe(const struct model_entry *m, void *info)
 static void describe_writing(RedisModuleInfoCtx *info)
 {
     struct output_stats output;
-    const struct writer_latency *lock = writer_latency();
+    const struct writer_latency *writer = writer_latency();
     output_get_stats(&output);
     field(info, "stream_entries", output.entries);
     field(info, "stored_keys", output.stores);
     field(info, "output_failures", output.failures);
-    field(info, "lock_holds", lock->holds);
-    percentiles(info, "lock_hold", &lock->hold);
-    percentiles(info, "lock_hold_cpu", &lock->hold_cpu);
-    percentiles(info, "lock_wait", &lock->wait);
+    field(info, "write_turns", writer->turns);
+    percentiles(info, "write_turn", &writer->turn);
+    percentiles(info, "write_turn_cpu", &writer->turn_cpu);
+    percentiles(info, "write_wait", &writer->wait);
 }
 
 static void on_info(RedisModuleInfoCtx *info, int for_crash_report)

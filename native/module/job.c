@@ -1,5 +1,5 @@
-/* Jobs: see job.h. Owns the list of started jobs, which is used with Redis' lock: on the main
- * thread, and by the writer when a job ends that has no client. on_done is the conductor's. */
+/* Jobs: see job.h. Owns the list of started jobs, which is the main thread's. on_done is the
+ * conductor's. */
 #include "job.h"
 
 #include "config.h"
@@ -191,7 +191,7 @@ static void admit(RedisModuleCtx *ctx, struct job *j, struct request *r)
         job_end(j);
         return;
     }
-    j->id = r->id; /* it may be done already, but nobody frees it without the lock */
+    j->id = r->id; /* it may be done already, but this thread frees it */
     if (j->async) RedisModule_ReplyWithLongLong(ctx, (long long)j->id);
 }
 

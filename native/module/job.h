@@ -4,7 +4,7 @@
  *
  *   command (main thread)   job_create, prompt_append, job_start: the client is blocked, core owns the request
  *   done (conductor)        hands the job to the writer if STREAM or STORE are to be written (output.h) ...
- *   end (writer, conductor) ... and in the end back to Redis through UnblockClient
+ *   end (main, conductor)   ... and in the end back to Redis through UnblockClient
  *   reply (main thread)     the command's `reply` builds the answer
  *   free (main thread)      the job, the request and the use of the model end
  *
@@ -21,7 +21,7 @@
  * way ends early, and the other, if it is admitted at all, before its first step.
  *
  * A job with ASYNC has no blocked client: its client has the id for an answer and may be gone. The
- * writer frees it, with Redis' lock. So with that lock the list of jobs is stable. */
+ * writer's turn frees it. So the list of jobs is the main thread's alone. */
 #ifndef REDIS_INFER_JOB_H
 #define REDIS_INFER_JOB_H
 

@@ -4,7 +4,7 @@
  * hand over the maxima that the engines and the writer collect, and no other thread has to call Redis for it.
  *
  *   infer-step   a step of a model: what everybody's next token waited for
- *   infer-lock   a hold of Redis' lock by the writer */
+ *   infer-write  a turn of the writer: what everybody's next command waited for */
 #include "latency.h"
 
 #include "platform.h"
@@ -46,12 +46,12 @@ static void on_cron(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subeve
     if (now - reported_at < REPORT_US) return;
     reported_at = now;
     registry_each(take_slowest, &step);
-    uint64_t hold = writer_take_slowest();
-    if (step < 1000 && hold < 1000) return; /* the threshold is at least one millisecond */
+    uint64_t turn = writer_take_slowest();
+    if (step < 1000 && turn < 1000) return; /* the threshold is at least one millisecond */
     uint64_t threshold = threshold_ms(ctx);
     if (threshold == 0) return;
     report("infer-step", step, threshold);
-    report("infer-lock", hold, threshold);
+    report("infer-write", turn, threshold);
 }
 
 int latency_register(RedisModuleCtx *ctx)

@@ -1,4 +1,4 @@
-/* Slow steps and long holds of Redis' lock, as events of Redis' latency monitor. */
+/* Slow steps and long turns of the writer, as events of Redis' latency monitor. */
 #ifndef REDIS_INFER_LATENCY_H
 #define REDIS_INFER_LATENCY_H
 

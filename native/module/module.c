@@ -5,9 +5,9 @@
  * blocks the client. Core's conductor thread then computes, with its pool of workers, and never
  * touches anything that belongs to Redis: when a request ends it calls UnblockClient, which
  * only puts the client on a list, and the main thread builds the reply from core's
- * request. What is to be written before the reply or without one (STREAM, STORE) goes through
- * one thread of ours, the writer (writer.c): the only one that takes Redis' lock, for a bounded
- * time, so that compute never waits for Redis, nor Redis for compute. Loading and
+ * request. What is to be written before the reply or without one (STREAM, STORE) is left for
+ * the main thread, which writes it in bounded turns of its event loop (writer.c). No thread of ours ever takes Redis'
+ * lock, so compute never waits for Redis, nor Redis for compute. Loading and
  * unloading models wait for disks and for steps under way, so each runs on a thread of
  * its own (task.c).
  *
@@ -21,13 +21,14 @@
  *  - Keys that are overwritten or flushed during a generation: nothing keeps their bytes.
  *  - MODULE UNLOAD: Redis refuses while a client is blocked by us, and OnUnload while there are jobs
  *    without one. Then there is no job and no task with a client, so every thread can be joined.
- *  - SHUTDOWN: clients may be blocked. Threads are joined in the event, jobs are left to the end of the process, and
- *    so is the writer: it may wait for the lock, which the main thread never gives back.
+ *  - SHUTDOWN: clients may be blocked. Threads are joined in the event; jobs, and what they had to write, are left to
+ *    the end of the process.
  *  - fork for saving: the child has only the main thread and calls none of this; weights are shared
  *    file pages and the KV cache is not inherited.
  *
  * An alternative was a thread-safe context per request with replies built on the
- * conductor: it costs a lock hand-over per reply and lets compute wait for Redis. */
+ * conductor: it costs a lock hand-over per reply, lets compute wait for Redis, and Redis for a thread that lost
+ * its processor. */
 #include "commands.h"
 #include "config.h"
 #include "job.h"
@@ -43,7 +44,6 @@
 static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data)
 {
     (void)ctx, (void)event, (void)subevent, (void)data;
-    writer_abandon();
     registry_stop();
 }
 

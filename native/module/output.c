@@ -1,8 +1,8 @@
 /* STREAM and STORE of a job: see output.h.
  *
  * A token's item belongs to the writer; the last one is part of the job. on_token and
- * output_end run on the conductor and touch nothing of Redis; write_* run on the writer, with
- * Redis' lock, in the order in which the conductor left them. */
+ * output_end run on the conductor and touch nothing of Redis; write_* run on the main
+ * thread, in the order in which the conductor left them. */
 #include "output.h"
 
 #include "job.h"
@@ -172,11 +172,11 @@ void output_end(struct job *j)
 
 /* ---- the rest ---- */
 
-int output_prepare(RedisModuleCtx *ctx, struct job *j, struct reply_error *err)
+void output_prepare(RedisModuleCtx *ctx, struct job *j)
 {
     j->output.db = RedisModule_GetSelectedDb(ctx);
     if (j->output.stream.key) j->request->base.output = on_token;
-    return writer_start(ctx, err);
+    writer_start(ctx);
 }
 
 void output_free(struct output *o)

@@ -24,7 +24,7 @@ struct output {
     /* output.c's own */
     size_t text_sent;         /* bytes of the text that items have; the conductor's until the end */
     struct write_item end;
-    bool failed;              /* with Redis' lock; `error` says why */
+    bool failed;              /* main thread; `error` says why */
     struct reply_error error;
 };
 
@@ -33,14 +33,14 @@ static inline bool output_wanted(const struct output *o)
     return o->store || o->stream.key;
 }
 
-/* Before the job is started: starts the writer if need be. Main thread. */
-int output_prepare(RedisModuleCtx *ctx, struct job *j, struct reply_error *err);
+/* Before the job is started. Main thread. */
+void output_prepare(RedisModuleCtx *ctx, struct job *j);
 
 /* The request is done: the writer finishes the output and then calls job_end. Conductor. */
 void output_end(struct job *j);
 
-/* From now on nothing is written but the stream's last entry, and the job ends with this error; the first one counts. With
- * Redis' lock. */
+/* From now on nothing is written but the stream's last entry, and the job ends with this error; the first one counts. Main
+ * thread. */
 void output_fail(struct job *j, const struct reply_error *err);
 
 /* Frees the keys' names. */

@@ -9,7 +9,7 @@
  * thread and before any other thread exists, and are only read afterwards.
  *
  * Which functions a thread without Redis' lock may call: Alloc and Free,
- * UnblockClient, EventLoopAddOneShot, Log with a NULL context, and ThreadSafeContextLock itself. Nothing else. */
+ * UnblockClient, EventLoopAddOneShot, and Log with a NULL context. Nothing else: no thread of ours takes that lock. */
 #ifndef REDIS_INFER_REDIS_API_H
 #define REDIS_INFER_REDIS_API_H
 
@@ -268,10 +268,9 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *ctx, void *privdata, R
     /* other threads */                                                                                           \
     X(RedisModuleCtx *, GetDetachedThreadSafeContext, (RedisModuleCtx *))                                         \
     X(void, FreeThreadSafeContext, (RedisModuleCtx *))                                                            \
-    X(void, ThreadSafeContextLock, (RedisModuleCtx *))                                                            \
-    X(void, ThreadSafeContextUnlock, (RedisModuleCtx *))                                                          \
     X(int, EventLoopAddOneShot, (RedisModuleEventLoopOneShotFunc, void *user_data))                               \
     X(RedisModuleTimerID, CreateTimer, (RedisModuleCtx *, long long period_ms, RedisModuleTimerProc, void *data)) \
+    X(int, StopTimer, (RedisModuleCtx *, RedisModuleTimerID, void **data))                                        \
     X(int, GetSelectedDb, (RedisModuleCtx *))                                                                     \
     X(int, SelectDb, (RedisModuleCtx *, int db))                                                                  \
     /* configuration, INFO, events */                                                                             \

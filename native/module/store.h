@@ -2,7 +2,7 @@
  *
  * Whether the user may write the key was checked when the command came; whether the server may
  * is asked again at each write: it may have become a replica, or memory short. Nothing is
- * written then. Main thread, or any thread that holds Redis' lock. */
+ * written then. Main thread. */
 #ifndef REDIS_INFER_STORE_H
 #define REDIS_INFER_STORE_H
 

@@ -1,69 +1,77 @@
-/* The thread that writes to Redis: see writer.h. Owns the items that wait.
+/* What other threads leave for the main thread to write: see writer.h. Owns the items that wait.
  *
- * Items come in through a list of atomics, newest first, which the writer takes over as a
- * whole. It parks on `bell`; who pushes makes the system call only where the writer
- * sleeps and the item is a reason to wake it.
+ * Items come in through a list of atomics, newest first, which a turn takes over as a whole.
  *
- * Turns. Redis' lock is a plain mutex: a thread that gives it back and takes it again at once may shut
- * the main thread out, and what was written is seen by blocked readers only when the event loop goes round. So
- * each hold leaves a call for the event loop, which wakes it, and the next hold waits until it was made.
+ * Turns. Redis has two ways to be called back by another thread. A one-shot event is made at once, even
+ * inside a script that takes long and while a dataset is loaded, where nobody may look at the keys; a timer is
+ * not, and Redis replicates what its callback wrote. So who pushes adds a one-shot event, if none is due that is
+ * early enough, and that one sets the timer.
  *
- * Priority. The main thread can't go on while this one holds the lock, so the writer runs at the main
- * thread's priority, above the workers that compute. */
+ * An alternative was a thread of ours with Redis' lock. It stood in the main thread's way whenever the system took the processor
+ * from it while it held the lock, for milliseconds on a busy machine, and each token took one wake-up more. */
 #include "writer.h"
 
 #include "platform.h"
 
-#include <pthread.h>
 #include <stdatomic.h>
-#include <string.h>
 
-enum sleep { AWAKE, UNTIL_ITEM, UNTIL_URGENT, UNTIL_TURN };
+enum due { NOT_DUE, DUE_LATER, DUE_NOW };
 
 static struct {
-    bool running; /* main thread */
-    pthread_t thread;
-    RedisModuleCtx *ctx; /* used with the lock only */
-
     struct write_item *_Atomic arrivals; /* newest first */
-    _Atomic uint32_t bell;
-    _Atomic int sleep; /* enum sleep: what the writer parks for */
-    _Atomic bool turn_due; /* the event loop has not come round since the last hold */
-    _Atomic bool stop;
+    _Atomic int due; /* enum due: the next turn, from the moment that it is called for */
+    _Atomic int n_calls; /* one-shot events that were not made yet */
+    _Atomic uint64_t called_at;
 
-    /* the writer's */
+    /* The main thread's. */
+    RedisModuleCtx *ctx; /* to set timers with */
+    RedisModuleTimerID timer;
+    bool timer_set;
     struct write_item *first, *last;
-    bool urgent; /* one of them is */
-    uint64_t drained_at;
+    uint64_t drained_at, slowest_us;
 
     struct writer_latency latency;
-    _Atomic uint64_t slowest_us;
 } w;
 
-static void ring(void)
+static void on_turn(RedisModuleCtx *ctx, void *unused);
+
+static void set_timer(uint64_t us)
 {
-    atomic_fetch_add(&w.bell, 1);
-    platform_wake(&w.bell, 0);
+    if (w.timer_set) RedisModule_StopTimer(w.ctx, w.timer, NULL);
+    w.timer = RedisModule_CreateTimer(w.ctx, (long long)((us + 999) / 1000), on_turn, NULL);
+    w.timer_set = true;
 }
 
-/* Parks for what `why` says, unless the bell has moved since `seen` was read. Returns early now and then. */
-static void park(enum sleep why, uint32_t seen, uint64_t timeout_us)
+/* In the event loop, anywhere. */
+static void on_call(void *unused)
 {
-    atomic_store(&w.sleep, why);
-    if (atomic_load(&w.bell) == seen) platform_park(&w.bell, seen, timeout_us);
-    atomic_store(&w.sleep, AWAKE);
+    (void)unused;
+    atomic_fetch_sub(&w.n_calls, 1);
+    int due = atomic_load(&w.due);
+    if (due == NOT_DUE) return; /* a turn came before this call */
+    uint64_t now = platform_now_us(), at = w.drained_at + WRITER_GATHER_US;
+    set_timer(due == DUE_LATER && now < at ? at - now : 0);
+}
+
+/* Any thread. */
+static void call_for(enum due due)
+{
+    int before = atomic_load(&w.due);
+    do {
+        if (before >= (int)due) return;
+    } while (!atomic_compare_exchange_weak(&w.due, &before, (int)due));
+    if (due == DUE_NOW) atomic_store(&w.called_at, platform_now_us());
+    atomic_fetch_add(&w.n_calls, 1);
+    RedisModule_EventLoopAddOneShot(on_call, NULL);
 }
 
 void writer_push(struct write_item *item)
 {
-    bool urgent = item->urgent; /* once pushed it may be gone */
+    enum due due = item->urgent ? DUE_NOW : DUE_LATER; /* once pushed it may be gone */
     item->next = atomic_load(&w.arrivals);
     while (!atomic_compare_exchange_weak(&w.arrivals, &item->next, item)) {
     }
-    /* Sequentially consistent here and in park(): either it sees the bell, or we see it asleep. */
-    atomic_fetch_add(&w.bell, 1);
-    int sleep = atomic_load(&w.sleep);
-    if (sleep == UNTIL_ITEM || (sleep == UNTIL_URGENT && urgent)) platform_wake(&w.bell, 0);
+    call_for(due);
 }
 
 static void take_arrivals(void)
@@ -71,7 +79,6 @@ static void take_arrivals(void)
     struct write_item *newest = atomic_exchange(&w.arrivals, NULL), *oldest = NULL, *last = newest;
     while (newest) {
         struct write_item *next = newest->next;
-        w.urgent |= newest->urgent;
         newest->next = oldest;
         oldest = newest;
         newest = next;
@@ -82,108 +89,53 @@ static void take_arrivals(void)
     w.last = last;
 }
 
-/* Main thread, in its event loop. */
-static void on_turn(void *unused)
+static void on_turn(RedisModuleCtx *ctx, void *unused)
 {
     (void)unused;
-    atomic_store(&w.turn_due, false);
-    atomic_fetch_add(&w.bell, 1);
-    if (atomic_load(&w.sleep) == UNTIL_TURN) platform_wake(&w.bell, 0);
-}
-
-/* One hold of the lock. False: the first item can't be written now. */
-static bool hold(void)
-{
-    bool refused = false;
-    uint64_t asked = platform_now_us();
-    RedisModule_ThreadSafeContextLock(w.ctx);
     uint64_t began = platform_now_us(), cpu_began = platform_thread_cpu_us(), now = began;
-    while (w.first && !atomic_load(&w.stop)) {
+    bool refused = false;
+    w.timer_set = false;
+    /* Before the arrivals are taken: whoever comes after that calls again. */
+    if (atomic_exchange(&w.due, NOT_DUE) == DUE_NOW)
+        histogram_add(&w.latency.wait, began - atomic_load(&w.called_at));
+    take_arrivals();
+    if (!w.first) return; /* an earlier turn had them all */
+    while (w.first && now - began < WRITER_TURN_US) {
         struct write_item *item = w.first, *next = item->next;
-        if (!item->write(w.ctx, item)) {
+        if (!item->write(ctx, item)) {
             refused = true;
             break;
         }
         w.first = next;
         if (!next) w.last = NULL;
         now = platform_now_us();
-        if (now - began >= WRITER_HOLD_US) break;
     }
     if (!w.first) {
-        w.urgent = false;
         w.drained_at = now;
+    } else if (!refused) {
+        call_for(DUE_NOW);
+    } else if (!w.timer_set) {
+        set_timer(WRITER_RETRY_US);
     }
-    atomic_store(&w.turn_due, true);
-    RedisModule_EventLoopAddOneShot(on_turn, NULL);
-    RedisModule_ThreadSafeContextUnlock(w.ctx); /* replicates what was written, too */
 
-    uint64_t held = platform_now_us() - began, worked = platform_thread_cpu_us() - cpu_began;
-    histogram_add(&w.latency.wait, began - asked);
-    histogram_add(&w.latency.hold, held);
-    histogram_add(&w.latency.hold_cpu, worked);
-    atomic_fetch_add(&w.latency.holds, 1);
-    if (held > atomic_load(&w.slowest_us)) atomic_store(&w.slowest_us, held);
-    return !refused;
+    uint64_t took = platform_now_us() - began;
+    histogram_add(&w.latency.turn, took);
+    histogram_add(&w.latency.turn_cpu, platform_thread_cpu_us() - cpu_began);
+    atomic_fetch_add(&w.latency.turns, 1);
+    if (took > w.slowest_us) w.slowest_us = took;
 }
 
-static void *writer_main(void *arg)
+void writer_start(RedisModuleCtx *ctx)
 {
-    (void)arg;
-    platform_service_thread("infer-writer");
-    while (!atomic_load(&w.stop)) {
-        uint32_t seen = atomic_load(&w.bell);
-        if (atomic_load(&w.turn_due)) {
-            park(UNTIL_TURN, seen, 0);
-            continue;
-        }
-        take_arrivals();
-        if (!w.first) {
-            park(UNTIL_ITEM, seen, 0);
-            continue;
-        }
-        uint64_t now = platform_now_us(), due = w.drained_at + WRITER_GATHER_US;
-        if (!w.urgent && now < due) {
-            park(UNTIL_URGENT, seen, due - now);
-            continue;
-        }
-        if (!hold()) {
-            uint64_t until = platform_now_us() + WRITER_RETRY_US;
-            while (!atomic_load(&w.stop) && (now = platform_now_us()) < until)
-                park(AWAKE, atomic_load(&w.bell), until - now);
-        }
-    }
-    return NULL;
-}
-
-int writer_start(RedisModuleCtx *ctx, struct reply_error *err)
-{
-    if (w.running) return 0;
     if (!w.ctx) w.ctx = RedisModule_GetDetachedThreadSafeContext(ctx);
-    atomic_store(&w.stop, false);
-    int failed = pthread_create(&w.thread, NULL, writer_main, NULL);
-    if (failed) return reply_fail(err, "ERR", "no thread to be had: %s", strerror(failed));
-    w.running = true;
-    return 0;
 }
 
 bool writer_stop(void)
 {
-    if (w.running) {
-        if (atomic_load(&w.turn_due)) return false;
-        atomic_store(&w.stop, true);
-        ring();
-        pthread_join(w.thread, NULL);
-        w.running = false;
-    }
+    if (w.timer_set || atomic_load(&w.n_calls) > 0) return false;
     if (w.ctx) RedisModule_FreeThreadSafeContext(w.ctx);
     w.ctx = NULL;
     return true;
-}
-
-void writer_abandon(void)
-{
-    atomic_store(&w.stop, true);
-    ring();
 }
 
 const struct writer_latency *writer_latency(void)
@@ -193,5 +145,7 @@ const struct writer_latency *writer_latency(void)
 
 uint64_t writer_take_slowest(void)
 {
-    return atomic_exchange(&w.slowest_us, 0);
+    uint64_t us = w.slowest_us;
+    w.slowest_us = 0;
+    return us;
 }

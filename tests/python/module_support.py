@@ -98,8 +98,10 @@ class Background:
 
     def __init__(self, server: Server, *args: Any, **options: Any) -> None:
         self.client = server.client(socket_timeout=None, **options)
-        self.client.ping()
-        self.client_id: int = self.client.client_id()
+        # This one for everything: a pool would connect anew where the server has hung up, and a
+        # retry would repeat the command.
+        self._connection = self.client.connection_pool.get_connection()
+        self.client_id: int = self._ask("CLIENT ID")
         self.reply: Any = None
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(args,), daemon=True)
@@ -107,12 +109,13 @@ class Background:
 
     def _run(self, args: tuple[Any, ...]) -> None:
         try:
-            # One attempt: a retry would repeat the command on a new connection.
-            connection = self.client.connection_pool.get_connection()
-            connection.send_command(*args)
-            self.reply = connection.read_response()
+            self.reply = self._ask(*args)
         except Exception as error:
             self.error = error
+
+    def _ask(self, *args: Any) -> Any:
+        self._connection.send_command(*args)
+        return self._connection.read_response()
 
     def join(self, timeout_s: float = 60.0) -> Background:
         self._thread.join(timeout_s)
