@@ -4,9 +4,10 @@
     python bench/steady.py --model ./qwen3-4b.gguf --tokens 256
 
 Generates with one client and then with four at once, each into a stream that is trimmed, while
-another process sends a PING each millisecond. Prints PING latencies, the module's turns of Redis' main
-thread, and memory when the first tokens are there, at the end, and after the same once more: what
-a server needs for good is there by then, so that what is still added would be growth.
+another process sends a PING each millisecond. Prints PING latencies, the module's turns of
+Redis' main thread, and memory when the first tokens are there, at the end, and after the same
+once more: what a server needs for good is there by then, so that what is still added would be
+growth.
 """
 
 from __future__ import annotations

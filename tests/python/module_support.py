@@ -56,7 +56,7 @@ def load(client: redis.Redis, path: Any, name: str = MODEL, *options: Any) -> di
     return as_map(client.execute_command("INFER.MODEL LOAD", name, str(path), *options))
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 180.0) -> Any:
     deadline = time.monotonic() + timeout_s
     while True:
         value = condition()
@@ -117,7 +117,7 @@ class Background:
         self._connection.send_command(*args)
         return self._connection.read_response()
 
-    def join(self, timeout_s: float = 60.0) -> Background:
+    def join(self, timeout_s: float = 180.0) -> Background:
         self._thread.join(timeout_s)
         assert not self._thread.is_alive(), "the command did not return"
         return self

@@ -271,7 +271,7 @@ def test_everything_at_once_leaves_nothing_behind(
         for thread in loops:
             thread.start()
         for thread in loops:
-            thread.join(seconds + 60)
+            thread.join(seconds + 240)  # a busy machine
             assert not thread.is_alive(), "a client was never answered"
         operator.op_detach()
         operator.on_replica.close()
@@ -303,7 +303,8 @@ def test_everything_at_once_leaves_nothing_behind(
         job.result()
     linked = "master_link_status"
     wait_until(lambda: on_replica.info("replication")[linked] == "up", "the replica is attached")
-    client.wait(1, 20000)
+    client.set("after", "them all")  # WAIT waits for what this client has written
+    assert client.wait(1, 20000) == 1
     digest = client.execute_command("DEBUG DIGEST")
     assert on_replica.execute_command("DEBUG DIGEST") == digest
     client.execute_command("DEBUG LOADAOF")
