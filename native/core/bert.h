@@ -9,7 +9,7 @@
 #include "embed.h"
 #include "gguf.h"
 
-enum { BERT_STEP_TOKENS = 256 };
+enum { BERT_STEP_TOKENS = 512 };
 
 /* Loads a BERT model from g, which is the engine's from now on, also on failure. Any thread. INFER_CONTEXT when n_ctx is
  * more than the model's own. (engine_load picks the engine that a file needs.) */

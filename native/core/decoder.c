@@ -259,7 +259,8 @@ static void project_qkv(struct pool_thread *t, struct decoder *d, struct local *
     int kv_units = (hp->n_head_kv + d->kv_unit - 1) / d->kv_unit;
     int q_units = (hp->n_head + d->q_unit - 1) / d->q_unit;
     struct chunk c;
-    while (next_chunk(t, kv_units + q_units, 1, d->n_tokens, &c)) { /* a "row" is a unit of heads: the larger ones first */
+    /* a "row" is a unit of heads: the larger ones first */
+    while (next_chunk(t, kv_units + q_units, 1, d->n_tokens, TOKEN_BLOCK, &c)) {
         bool kv = c.row0 < kv_units;
         int unit = kv ? d->kv_unit : d->q_unit, n = kv ? hp->n_head_kv : hp->n_head;
         int head0 = (kv ? c.row0 : c.row0 - kv_units) * unit, head1 = head0 + unit < n ? head0 + unit : n;
@@ -376,7 +377,7 @@ static void project_residual(struct pool_thread *t, struct decoder *d, const str
 {
     size_t n_embd = (size_t)d->m->hp.n_embd;
     struct chunk c;
-    while (next_chunk(t, w->n_out, chunk_rows(w->n_out, d->n_tokens), d->n_tokens, &c)) {
+    while (next_chunk(t, w->n_out, chunk_rows(w->n_out, d->n_tokens), d->n_tokens, TOKEN_BLOCK, &c)) {
         struct act rows = act_rows(a, c.t0, c.t1);
         int n = c.row1 - c.row0;
         float *y = d->tiles + (size_t)c.t0 * n_embd + (size_t)(c.t1 - c.t0) * (size_t)c.row0;
@@ -394,7 +395,7 @@ static void project_hidden(struct pool_thread *t, struct decoder *d, const struc
     size_t n_ff = (size_t)d->m->hp.n_ff;
     bool quantize = weight_is_quantized(&l->down);
     struct chunk c;
-    while (next_chunk(t, (int)n_ff, chunk_rows((int)n_ff, d->n_tokens), d->n_tokens, &c)) {
+    while (next_chunk(t, (int)n_ff, chunk_rows((int)n_ff, d->n_tokens), d->n_tokens, TOKEN_BLOCK, &c)) {
         struct act rows = act_rows(input, c.t0, c.t1);
         int n = c.row1 - c.row0;
         size_t tile = (size_t)rows.n_rows * (size_t)n;
@@ -423,7 +424,7 @@ static void project_output(struct pool_thread *t, struct decoder *d, struct loca
     const struct act *input = normalize(t, d, mine, m->output_norm, d->row_token, d->n_rows,
                                         (struct precision){.quantized = weight_is_quantized(&m->output), .fine = true});
     struct chunk c;
-    while (next_chunk(t, m->output.n_out, chunk_rows(m->output.n_out, d->n_rows), d->n_rows, &c)) {
+    while (next_chunk(t, m->output.n_out, chunk_rows(m->output.n_out, d->n_rows), d->n_rows, TOKEN_BLOCK, &c)) {
         float *logits = d->logits + (size_t)c.t0 * n_vocab;
         multiply_fine(d, mine, &m->output, c.row0, c.row1, input, c.t0, c.t1, logits, n_vocab, t->scratch);
     }

@@ -15,13 +15,15 @@
  * ends it. K and V of one layer at a time lie in pages like those of the KV cache, which is what the attention
  * kernel reads: float16, K transposed.
  *
- * Precision. A vector is an average over its text's tokens, so the rounding of int8 activations, which is
- * random, fades with the number of tokens. Short texts have too few for that: of up to FINE_TOKENS tokens the rounding
- * errors are quantized too and multiplied with quantized weights a second time (product.h). This depends on the text's own
- * length only. The measured effect is in docs/benchmarks.md.
+ * Precision. Matrices of 16-bit floats are split into two planes of int8 (planes.h) when the encoder is made, and
+ * multiplied with int8 activations and with the rounding errors of these, which are quantized too: nearly as exact as
+ * float32, and faster. F32 matrices are multiplied as floats. With matrices that the file has quantized, int8
+ * activations have to do: a vector is an average over its text's tokens, so their rounding, which is random, fades with
+ * the number of tokens. Short texts have too few for that: of up to FINE_TOKENS tokens the errors are multiplied
+ * there, too. All this depends on the file and on the text's own length only. The measured effect is in docs/benchmarks.md.
  *
- * Ownership: an encoder owns its buffers, allocated once for the largest batch. Called by the conductor only; inside
- * a step the pool's threads share them as the phases say. */
+ * Ownership: an encoder owns its buffers, allocated once for the largest batch, and the planes. Called by the conductor
+ * only; inside a step the pool's threads share them as the phases say. */
 #include "encoder.h"
 
 #include <math.h>
@@ -30,16 +32,20 @@
 
 #include "embed.h"
 #include "loader.h"
+#include "planes.h"
 #include "platform.h"
 #include "product.h"
 
 enum {
     FINE_TOKENS = 16,
     QUERY_ROWS = 64,      /* most tokens of a text that attend together */
-    LOCAL_FLOATS = 8192,  /* a thread's own tile, on its stack */
+    BLOCK = 256,          /* most tokens of a chunk: one unpacking of weights serves them; */
+    SMALL_BLOCK = 128,    /* of a step that would have only one such block */
+    TILE_ROWS = 128,      /* most rows of a chunk */
+    CHUNKS_OF_THREAD = 4, /* at least so many, for the threads to end together */
+    LOCAL_FLOATS = BLOCK * TILE_ROWS, /* a thread's own tile, on its stack */
     MAX_PAGES = BERT_MAX_CONTEXT / KV_PAGE, /* of a text */
 };
-_Static_assert(LOCAL_FLOATS >= TOKEN_BLOCK * 2 * CHUNK_ROWS, "a chunk's tile");
 _Static_assert(LOCAL_FLOATS >= (int)LOADER_MAX_HEAD_DIM, "a head of one token");
 
 /* A text of the batch. Its tokens are rows first .. first+n-1 of the activations. */
@@ -53,11 +59,35 @@ struct attention_item {
     int text, head, row, n_rows; /* row: of the text */
 };
 
+/* A matrix as it is multiplied: as the file has it, or in two planes. */
+struct matrix {
+    struct weight w, low; /* low.data NULL: one plane */
+};
+
+struct layer {
+    struct matrix wq, wk, wv, wo, up, down;
+};
+
+/* Inputs of products. Row n_tokens + i holds the rounding errors of token i, where a product wants them. */
+struct input {
+    struct act act;
+    float *low_scale; /* of the tokens, for the planes' lower half: scale * PLANES_LOW */
+};
+
+/* What the products that read an input want of it. */
+struct wants {
+    bool quantized, low;
+    int errors; /* of tokens 0 .. errors-1 */
+};
+
 struct encoder {
     const struct bert_model *m;
     const struct kernels *k;
+    struct layer *layers;      /* [n_layer] */
+    void *planes;
+    size_t planes_bytes;
     int max_tokens, max_pages;
-    int head_unit;             /* heads that a chunk of Q, K and V has: whole tiles of rows */
+    int head_unit;             /* fewest heads that a chunk of Q, K and V has: whole tiles of rows */
     bool quantize_heads_later; /* head_dim is no multiple of ACT_BLOCK */
 
     /* The step. */
@@ -68,13 +98,13 @@ struct encoder {
     struct attention_item *items;
     int n_items;
 
-    /* Activations, all inside `memory`. Row n_tokens + i of an input holds the rounding errors of token i < n_fine. */
+    /* Activations, all inside `memory`. */
     float *x;                  /* [max_tokens, n_embd] the stream */
-    struct act input;          /* [2 * max_tokens, n_embd] x as the input of products */
+    struct input input;        /* [2 * max_tokens, n_embd] x */
     float *q, *k_out, *v_out;  /* [max_tokens, n_embd] */
     uint16_t *pages;           /* [max_pages][n_head] of K [head_dim, KV_PAGE], V [KV_PAGE, head_dim] */
-    struct act heads;          /* [2 * max_tokens, n_embd] attention's output */
-    struct act hidden;         /* [2 * max_tokens, n_ff] gelu(up) */
+    struct input heads;        /* [2 * max_tokens, n_embd] attention's output */
+    struct input hidden;       /* [2 * max_tokens, n_ff] gelu(up) */
     float *heads_x, *hidden_x; /* their floats, to write; hidden_x only where a down matrix is float */
     void *memory;
     size_t memory_bytes, other_bytes;
@@ -83,35 +113,94 @@ struct encoder {
 /* A thread's tiles. */
 struct local {
     _Alignas(64) float tile[LOCAL_FLOATS]; /* products */
-    _Alignas(64) float errors[LOCAL_FLOATS]; /* products with rounding errors; attention's sums */
+    _Alignas(64) float more[LOCAL_FLOATS]; /* products that are added to others */
 };
 
 /* ---- pieces of phases ---- */
 
-/* y[(t-t0)*ld_y + r-row0] = rows row0 <= r < row1 of w times tokens t0 <= t < t1 of a, + bias. */
-static void multiply(const struct encoder *e, struct local *mine, const struct weight *w, const float *bias, int row0,
-                     int row1, const struct act *a, int t0, int t1, float *y, size_t ld_y, void *scratch)
+/* Tokens whose rounding errors are multiplied with w, too: 0 .. the result - 1. */
+static int errors_of(const struct encoder *e, const struct matrix *w)
 {
-    int n = row1 - row0, fine = (t1 < e->n_fine ? t1 : e->n_fine) - t0;
-    struct act rows = act_rows(a, t0, t1);
-    multiply_rows(e->k, w, row0, row1, &rows, y, ld_y, scratch);
-    if (fine > 0 && weight_is_quantized(w)) {
-        struct act errors = act_rows(a, e->n_tokens + t0, e->n_tokens + t0 + fine);
-        int most = LOCAL_FLOATS / fine / ROW_TILE * ROW_TILE;
-        for (int r = 0, some; r < n; r += some) {
-            some = n - r < most ? n - r : most;
-            multiply_tile(e->k, w, row0 + r, row0 + r + some, &errors, mine->errors, scratch);
-            for (int i = 0; i < fine; i++) e->k->add(y + (size_t)i * ld_y + r, mine->errors + i * some, some);
-        }
-    }
-    for (int i = 0; bias && i < t1 - t0; i++) e->k->add(y + (size_t)i * ld_y, bias + row0, n);
+    return w->low.data ? e->n_tokens : weight_is_quantized(&w->w) ? e->n_fine : 0;
 }
 
-/* Columns c0 .. c0+n-1 of a token as input of a product with quantized weights. */
-static void quantize(const struct encoder *e, struct act *a, int token, int c0, const float *x, int n)
+static void want(const struct encoder *e, struct wants *all, const struct matrix *w)
 {
-    act_quantize_part(e->k, a, token, c0, x, n);
-    if (token < e->n_fine) act_quantize_error(e->k, a, x, token, e->n_tokens + token, c0, n);
+    int errors = errors_of(e, w);
+    all->quantized |= weight_is_quantized(&w->w);
+    all->low |= w->low.data != NULL;
+    if (errors > all->errors) all->errors = errors;
+}
+
+static struct wants wants_of(const struct encoder *e, const struct matrix *w)
+{
+    struct wants all = {0};
+    want(e, &all, w);
+    return all;
+}
+
+static struct wants wants_of_layer(const struct encoder *e, const struct layer *l)
+{
+    struct wants all = wants_of(e, &l->wq);
+    want(e, &all, &l->wk);
+    want(e, &all, &l->wv);
+    return all;
+}
+
+/* y += rows row0 <= r < row1 of w times a, tokens of y ld_y apart. */
+static void multiply_more(const struct encoder *e, struct local *mine, const struct weight *w, int row0, int row1,
+                          const struct act *a, float *y, size_t ld_y, void *scratch)
+{
+    int most = LOCAL_FLOATS / a->n_rows / ROW_TILE * ROW_TILE;
+    for (int r = row0, n; r < row1; r += n) {
+        n = row1 - r < most ? row1 - r : most;
+        multiply_tile(e->k, w, r, r + n, a, mine->more, scratch);
+        for (int i = 0; i < a->n_rows; i++) e->k->add(y + (size_t)i * ld_y + (r - row0), mine->more + i * n, n);
+    }
+}
+
+/* y[(t-t0)*ld_y + r-row0] = rows row0 <= r < row1 of w times tokens t0 <= t < t1 of the input, + bias. */
+static void multiply(const struct encoder *e, struct local *mine, const struct matrix *w, const float *bias, int row0,
+                     int row1, const struct input *in, int t0, int t1, float *y, size_t ld_y, void *scratch)
+{
+    int errors = errors_of(e, w);
+    struct act rows = act_rows(&in->act, t0, t1);
+    multiply_rows(e->k, &w->w, row0, row1, &rows, y, ld_y, scratch);
+    if (w->low.data) {
+        struct act low = rows;
+        low.scale = in->low_scale + (size_t)t0 * (size_t)low.n / ACT_BLOCK;
+        multiply_more(e, mine, &w->low, row0, row1, &low, y, ld_y, scratch);
+    }
+    if (t0 < errors) {
+        struct act of_errors = act_rows(&in->act, e->n_tokens + t0, e->n_tokens + (t1 < errors ? t1 : errors));
+        multiply_more(e, mine, &w->w, row0, row1, &of_errors, y, ld_y, scratch);
+    }
+    for (int i = 0; bias && i < t1 - t0; i++) e->k->add(y + (size_t)i * ld_y, bias + row0, row1 - row0);
+}
+
+/* Columns c0 .. c0+n-1 of a token as input of products that want this. */
+static void quantize(const struct encoder *e, struct input *in, struct wants wants, int token, int c0, const float *x, int n)
+{
+    if (!wants.quantized) return;
+    act_quantize_part(e->k, &in->act, token, c0, x, n);
+    if (token < wants.errors) act_quantize_error(e->k, &in->act, x, token, e->n_tokens + token, c0, n);
+    if (!wants.low) return;
+    size_t at = ((size_t)token * (size_t)in->act.n + (size_t)c0) / ACT_BLOCK, n_blocks = (size_t)n / ACT_BLOCK;
+    for (size_t b = at; b < at + n_blocks; b++) in->low_scale[b] = in->act.scale[b] * PLANES_LOW;
+}
+
+static int block_of_step(const struct encoder *e)
+{
+    return e->n_tokens > BLOCK ? BLOCK : SMALL_BLOCK;
+}
+
+/* Rows of a chunk of n_out: many, which pays for gathering the tokens, but enough chunks for all threads. */
+static int rows_of_chunk(const struct pool_thread *t, const struct encoder *e, int n_out, int least)
+{
+    int rows = TILE_ROWS / least * least, block = block_of_step(e), blocks = (e->n_tokens + block - 1) / block;
+    if (rows == 0) return least;
+    while (rows > least && (n_out + rows - 1) / rows * blocks < CHUNKS_OF_THREAD * t->count) rows -= least;
+    return rows;
 }
 
 static uint16_t *page_k(const struct encoder *e, int page, int head)
@@ -125,11 +214,6 @@ static uint16_t *page_v(const struct encoder *e, int page, int head)
     return page_k(e, page, head) + (size_t)KV_PAGE * (size_t)e->m->hp.head_dim;
 }
 
-static bool layer_input_is_quantized(const struct bert_layer *l)
-{
-    return weight_is_quantized(&l->wq) || weight_is_quantized(&l->wk) || weight_is_quantized(&l->wv);
-}
-
 /* ---- the phases, in the order of forward() ---- */
 
 /* x = layernorm(token + position + type). */
@@ -137,7 +221,7 @@ static void embed(struct pool_thread *t, struct encoder *e)
 {
     const struct bert_model *m = e->m;
     int n_embd = m->hp.n_embd, i, end;
-    bool quantized = layer_input_is_quantized(&m->layers[0]);
+    struct wants wants = wants_of_layer(e, &e->layers[0]);
     while (pool_share(t, e->n_tokens, 1, &i, &end)) {
         const struct text *text = &e->texts[e->token_text[i]];
         size_t pos = (size_t)(i - text->first), id = text->in->tokens[pos];
@@ -152,25 +236,28 @@ static void embed(struct pool_thread *t, struct encoder *e)
             e->k->add(x, part, n_embd);
         }
         e->k->layernorm(x, x, m->embedding_norm.w, m->embedding_norm.b, n_embd, m->hp.norm_eps);
-        if (quantized) quantize(e, &e->input, i, 0, x, n_embd);
+        quantize(e, &e->input, wants, i, 0, x, n_embd);
     }
 }
 
 /* Queries into e->q, scaled; keys and values into the pages. */
-static void project_qkv(struct pool_thread *t, struct encoder *e, struct local *mine, const struct bert_layer *l)
+static void project_qkv(struct pool_thread *t, struct encoder *e, struct local *mine, int layer)
 {
     const struct bert_hparams *hp = &e->m->hp;
-    int head_dim = hp->head_dim, n_units = (hp->n_head + e->head_unit - 1) / e->head_unit;
+    const struct bert_layer *l = &e->m->layers[layer];
+    const struct layer *w = &e->layers[layer];
+    int head_dim = hp->head_dim;
+    int unit = rows_of_chunk(t, e, hp->n_embd, e->head_unit * head_dim) / head_dim;
     size_t n_embd = (size_t)hp->n_embd;
     float scale = 1 / sqrtf((float)head_dim);
     struct chunk c;
-    while (next_chunk(t, n_units, 1, e->n_tokens, &c)) { /* a "row" is a unit of heads */
-        int head0 = c.row0 * e->head_unit, head1 = head0 + e->head_unit < hp->n_head ? head0 + e->head_unit : hp->n_head;
+    while (next_chunk(t, hp->n_head, unit, e->n_tokens, block_of_step(e), &c)) { /* a "row" is a head */
+        int head0 = c.row0, head1 = c.row1;
         int row0 = head0 * head_dim, row1 = head1 * head_dim;
         size_t at = (size_t)c.t0 * n_embd + (size_t)row0;
-        multiply(e, mine, &l->wq, l->bq, row0, row1, &e->input, c.t0, c.t1, e->q + at, n_embd, t->scratch);
-        multiply(e, mine, &l->wk, l->bk, row0, row1, &e->input, c.t0, c.t1, e->k_out + at, n_embd, t->scratch);
-        multiply(e, mine, &l->wv, l->bv, row0, row1, &e->input, c.t0, c.t1, e->v_out + at, n_embd, t->scratch);
+        multiply(e, mine, &w->wq, l->bq, row0, row1, &e->input, c.t0, c.t1, e->q + at, n_embd, t->scratch);
+        multiply(e, mine, &w->wk, l->bk, row0, row1, &e->input, c.t0, c.t1, e->k_out + at, n_embd, t->scratch);
+        multiply(e, mine, &w->wv, l->bv, row0, row1, &e->input, c.t0, c.t1, e->v_out + at, n_embd, t->scratch);
         for (int i = c.t0; i < c.t1; i++, at += n_embd) {
             const struct text *text = &e->texts[e->token_text[i]];
             int pos = i - text->first, page = text->page + pos / KV_PAGE;
@@ -185,11 +272,11 @@ static void project_qkv(struct pool_thread *t, struct encoder *e, struct local *
 }
 
 /* Attention of every token to all tokens of its text. */
-static void attention(struct pool_thread *t, struct encoder *e, struct local *mine, const struct bert_layer *l)
+static void attention(struct pool_thread *t, struct encoder *e, struct local *mine, int layer)
 {
     const struct bert_hparams *hp = &e->m->hp;
     size_t head_dim = (size_t)hp->head_dim, n_embd = (size_t)hp->n_embd;
-    bool quantized = weight_is_quantized(&l->wo);
+    struct wants wants = wants_of(e, &e->layers[layer].wo);
     const uint16_t *k_pages[MAX_PAGES + 1], *v_pages[MAX_PAGES + 1];
     int at, end;
     while (pool_share(t, e->n_items, 1, &at, &end)) {
@@ -212,54 +299,58 @@ static void attention(struct pool_thread *t, struct encoder *e, struct local *mi
             int token = text->first + item->row + i, column = item->head * hp->head_dim;
             float *out = e->heads_x + (size_t)token * n_embd + column, inv = 1 / sum[i];
             for (size_t j = 0; j < head_dim; j++) out[j] = acc[(size_t)i * head_dim + j] * inv;
-            if (quantized && !e->quantize_heads_later) quantize(e, &e->heads, token, column, out, hp->head_dim);
+            if (!e->quantize_heads_later) quantize(e, &e->heads, wants, token, column, out, hp->head_dim);
         }
     }
-    if (quantized && e->quantize_heads_later) {
+    if (wants.quantized && e->quantize_heads_later) {
         pool_barrier(t);
         while (pool_share(t, e->n_tokens, 1, &at, &end))
-            quantize(e, &e->heads, at, 0, e->heads_x + (size_t)at * n_embd, hp->n_embd);
+            quantize(e, &e->heads, wants, at, 0, e->heads_x + (size_t)at * n_embd, hp->n_embd);
     }
 }
 
 /* x += w * a + bias */
-static void project_residual(struct pool_thread *t, struct encoder *e, struct local *mine, const struct weight *w,
-                             const float *bias, const struct act *a)
+static void project_residual(struct pool_thread *t, struct encoder *e, struct local *mine, const struct matrix *w,
+                             const float *bias, const struct input *in)
 {
     struct chunk c;
-    while (next_chunk(t, w->n_out, CHUNK_ROWS * 2, e->n_tokens, &c)) {
+    int n_out = w->w.n_out, rows = rows_of_chunk(t, e, n_out, CHUNK_ROWS);
+    while (next_chunk(t, n_out, rows, e->n_tokens, block_of_step(e), &c)) {
         int n = c.row1 - c.row0;
-        multiply(e, mine, w, bias, c.row0, c.row1, a, c.t0, c.t1, mine->tile, (size_t)n, t->scratch);
+        multiply(e, mine, w, bias, c.row0, c.row1, in, c.t0, c.t1, mine->tile, (size_t)n, t->scratch);
         const float *y = mine->tile;
-        for (int i = c.t0; i < c.t1; i++, y += n) e->k->add(e->x + (size_t)i * (size_t)w->n_out + c.row0, y, n);
+        for (int i = c.t0; i < c.t1; i++, y += n) e->k->add(e->x + (size_t)i * (size_t)n_out + c.row0, y, n);
     }
 }
 
 /* x = layernorm(x), as input of the next product. */
-static void normalize(struct pool_thread *t, struct encoder *e, const struct bert_norm *norm, bool quantized)
+static void normalize(struct pool_thread *t, struct encoder *e, const struct bert_norm *norm, struct wants wants)
 {
     int n_embd = e->m->hp.n_embd, begin, end;
     while (pool_share(t, e->n_tokens, 4, &begin, &end))
         for (int i = begin; i < end; i++) {
             float *x = e->x + (size_t)i * (size_t)n_embd;
             e->k->layernorm(x, x, norm->w, norm->b, n_embd, e->m->hp.norm_eps);
-            if (quantized) quantize(e, &e->input, i, 0, x, n_embd);
+            quantize(e, &e->input, wants, i, 0, x, n_embd);
         }
 }
 
 /* hidden = gelu(up * input + bias) */
-static void project_hidden(struct pool_thread *t, struct encoder *e, struct local *mine, const struct bert_layer *l)
+static void project_hidden(struct pool_thread *t, struct encoder *e, struct local *mine, int layer)
 {
     size_t n_ff = (size_t)e->m->hp.n_ff;
-    bool quantized = weight_is_quantized(&l->down);
+    const struct layer *w = &e->layers[layer];
+    struct wants wants = wants_of(e, &w->down);
     struct chunk c;
-    while (next_chunk(t, (int)n_ff, CHUNK_ROWS * 2, e->n_tokens, &c)) {
+    int rows = rows_of_chunk(t, e, (int)n_ff, CHUNK_ROWS);
+    while (next_chunk(t, (int)n_ff, rows, e->n_tokens, block_of_step(e), &c)) {
         int n = c.row1 - c.row0;
-        multiply(e, mine, &l->up, l->b_up, c.row0, c.row1, &e->input, c.t0, c.t1, mine->tile, (size_t)n, t->scratch);
+        multiply(e, mine, &w->up, e->m->layers[layer].b_up, c.row0, c.row1, &e->input, c.t0, c.t1, mine->tile, (size_t)n,
+                 t->scratch);
         float *y = mine->tile;
         e->k->gelu(y, y, (c.t1 - c.t0) * n);
         for (int i = c.t0; i < c.t1; i++, y += n) {
-            if (quantized) quantize(e, &e->hidden, i, c.row0, y, n);
+            if (wants.quantized) quantize(e, &e->hidden, wants, i, c.row0, y, n);
             else memcpy(e->hidden_x + (size_t)i * n_ff + c.row0, y, (size_t)n * sizeof *y);
         }
     }
@@ -291,20 +382,21 @@ static void forward(struct pool_thread *t, void *arg)
     pool_barrier(t);
     for (int i = 0; i < m->hp.n_layer; i++) {
         const struct bert_layer *l = &m->layers[i];
-        project_qkv(t, e, &mine, l);
+        const struct layer *w = &e->layers[i];
+        project_qkv(t, e, &mine, i);
         pool_barrier(t);
-        attention(t, e, &mine, l);
+        attention(t, e, &mine, i);
         pool_barrier(t);
-        project_residual(t, e, &mine, &l->wo, l->bo, &e->heads);
+        project_residual(t, e, &mine, &w->wo, l->bo, &e->heads);
         pool_barrier(t);
-        normalize(t, e, &l->attn_norm, weight_is_quantized(&l->up));
+        normalize(t, e, &l->attn_norm, wants_of(e, &w->up));
         pool_barrier(t);
 
-        project_hidden(t, e, &mine, l);
+        project_hidden(t, e, &mine, i);
         pool_barrier(t);
-        project_residual(t, e, &mine, &l->down, l->b_down, &e->hidden);
+        project_residual(t, e, &mine, &w->down, l->b_down, &e->hidden);
         pool_barrier(t);
-        normalize(t, e, &l->out_norm, i + 1 < m->hp.n_layer && layer_input_is_quantized(&m->layers[i + 1]));
+        normalize(t, e, &l->out_norm, i + 1 < m->hp.n_layer ? wants_of_layer(e, w + 1) : (struct wants){0});
         pool_barrier(t);
     }
     pool_texts(t, e);
@@ -344,21 +436,48 @@ void encoder_forward(struct encoder *e, struct pool *p, const struct encoder_tex
 
 /* ---- memory ---- */
 
+static struct input take_input(struct arena *a, size_t n_tokens, int n, float **x)
+{
+    struct input in = {.act = arena_take_act(a, 2 * n_tokens, n, x)};
+    in.low_scale = arena_take(a, n_tokens * (size_t)n / ACT_BLOCK + 1, sizeof *in.low_scale);
+    return in;
+}
+
 static void lay_out(struct encoder *e, struct arena *a)
 {
     const struct bert_hparams *hp = &e->m->hp;
     size_t n = (size_t)e->max_tokens, n_embd = (size_t)hp->n_embd;
     bool float_down = false;
-    for (int i = 0; i < hp->n_layer; i++) float_down |= !weight_is_quantized(&e->m->layers[i].down);
+    for (int i = 0; i < hp->n_layer; i++) float_down |= !weight_is_quantized(&e->layers[i].down.w);
     e->x = arena_take(a, n * n_embd, sizeof *e->x);
-    e->input = arena_take_act(a, 2 * n, hp->n_embd, NULL);
-    e->input.x = e->x;
+    e->input = take_input(a, n, hp->n_embd, NULL);
+    e->input.act.x = e->x;
     e->q = arena_take(a, n * n_embd, sizeof *e->q);
     e->k_out = arena_take(a, n * n_embd, sizeof *e->k_out);
     e->v_out = arena_take(a, n * n_embd, sizeof *e->v_out);
     e->pages = arena_take(a, (size_t)e->max_pages * 2 * KV_PAGE * n_embd, sizeof *e->pages);
-    e->heads = arena_take_act(a, 2 * n, hp->n_embd, &e->heads_x);
-    e->hidden = arena_take_act(a, 2 * n, hp->n_ff, float_down ? &e->hidden_x : NULL);
+    e->heads = take_input(a, n, hp->n_embd, &e->heads_x);
+    e->hidden = take_input(a, n, hp->n_ff, float_down ? &e->hidden_x : NULL);
+}
+
+/* The matrix as it will be multiplied; its planes in a piece of a. */
+static struct matrix take_matrix(struct arena *a, const struct weight *w)
+{
+    struct matrix m = {.w = *w};
+    if (!planes_can_split(w)) return m;
+    void *memory = arena_take(a, planes_bytes(w), 1);
+    if (a->base) planes_split(w, memory, &m.w, &m.low);
+    return m;
+}
+
+/* Twice: with a->base NULL for the bytes that the planes need. */
+static void take_layers(struct encoder *e, struct arena *a)
+{
+    for (int i = 0; i < e->m->hp.n_layer; i++) {
+        const struct bert_layer *l = &e->m->layers[i];
+        e->layers[i] = (struct layer){take_matrix(a, &l->wq), take_matrix(a, &l->wk), take_matrix(a, &l->wv),
+                                      take_matrix(a, &l->wo), take_matrix(a, &l->up), take_matrix(a, &l->down)};
+    }
 }
 
 struct encoder *encoder_create(const struct bert_model *m, const struct kernels *k, int max_tokens, struct infer_error *err)
@@ -377,12 +496,22 @@ struct encoder *encoder_create(const struct bert_model *m, const struct kernels 
     e->head_unit = heads_of_whole_tiles(hp->head_dim, hp->head_dim);
     int least = e->head_unit;
     while (e->head_unit * hp->head_dim < CHUNK_ROWS) e->head_unit += least;
+    e->layers = calloc((size_t)hp->n_layer, sizeof *e->layers);
+    if (!e->layers) goto no_memory;
+    struct arena planes = {0};
+    take_layers(e, &planes);
+    e->planes_bytes = planes.used;
+    planes = (struct arena){.base = planes.used ? platform_map_anonymous(planes.used) : NULL};
+    e->planes = planes.base;
+    if (e->planes_bytes && !e->planes) goto no_memory;
+    if (e->planes) take_layers(e, &planes);
     e->quantize_heads_later = hp->head_dim % ACT_BLOCK != 0;
 
     size_t max_items = ((size_t)max_tokens / (size_t)(LOCAL_FLOATS / LOADER_MAX_HEAD_DIM) + ENCODER_TEXTS) * (size_t)hp->n_head;
     e->items = calloc(max_items, sizeof *e->items);
     e->token_text = calloc((size_t)max_tokens, sizeof *e->token_text);
-    e->other_bytes = sizeof *e + max_items * sizeof *e->items + (size_t)max_tokens * sizeof *e->token_text;
+    e->other_bytes = sizeof *e + (size_t)hp->n_layer * sizeof *e->layers + max_items * sizeof *e->items +
+                     (size_t)max_tokens * sizeof *e->token_text;
     struct arena arena = {0};
     lay_out(e, &arena);
     e->memory_bytes = arena.used;
@@ -403,6 +532,8 @@ void encoder_free(struct encoder *e)
 {
     if (!e) return;
     platform_unmap(e->memory, e->memory_bytes);
+    platform_unmap(e->planes, e->planes_bytes);
+    free(e->layers);
     free(e->items);
     free(e->token_text);
     free(e);
@@ -410,5 +541,5 @@ void encoder_free(struct encoder *e)
 
 size_t encoder_bytes(const struct encoder *e)
 {
-    return e->memory_bytes + e->other_bytes;
+    return e->memory_bytes + e->planes_bytes + e->other_bytes;
 }

@@ -33,11 +33,13 @@ void act_quantize_part(const struct kernels *k, const struct act *a, int row, in
 void act_quantize_error(const struct kernels *k, const struct act *a, const float *x, int from, int to, int c0, int n)
 {
     float error[ERROR_FLOATS];
-    for (int done = 0, part; done < n; done += part) {
+    for (int done = 0, part; done < n; done += part, x += part) {
         part = n - done < ERROR_FLOATS ? n - done : ERROR_FLOATS;
         size_t at = (size_t)from * (size_t)a->n + (size_t)(c0 + done);
-        for (int i = 0; i < part; i++)
-            error[i] = x[done + i] - a->scale[(at + (size_t)i) / ACT_BLOCK] * (float)a->q[at + (size_t)i];
+        const int8_t *q = a->q + at;
+        const float *scale = a->scale + at / ACT_BLOCK;
+        for (int b = 0; b < part; b += ACT_BLOCK, scale++)
+            for (int i = b; i < b + ACT_BLOCK; i++) error[i] = x[i] - *scale * (float)q[i];
         act_quantize_part(k, a, to, c0 + done, error, part);
     }
 }
@@ -68,14 +70,14 @@ int chunk_rows(int n_out, int n_tokens)
     return rows;
 }
 
-bool next_chunk(struct pool_thread *t, int n_out, int rows, int n_tokens, struct chunk *c)
+bool next_chunk(struct pool_thread *t, int n_out, int rows, int n_tokens, int block, struct chunk *c)
 {
-    int blocks = (n_tokens + TOKEN_BLOCK - 1) / TOKEN_BLOCK, begin, end;
+    int blocks = (n_tokens + block - 1) / block, begin, end;
     if (!pool_share(t, (n_out + rows - 1) / rows * blocks, 1, &begin, &end)) return false;
     c->row0 = begin / blocks * rows;
     c->row1 = c->row0 + rows < n_out ? c->row0 + rows : n_out;
-    c->t0 = begin % blocks * TOKEN_BLOCK;
-    c->t1 = c->t0 + TOKEN_BLOCK < n_tokens ? c->t0 + TOKEN_BLOCK : n_tokens;
+    c->t0 = begin % blocks * block;
+    c->t1 = c->t0 + block < n_tokens ? c->t0 + block : n_tokens;
     return true;
 }
 

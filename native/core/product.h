@@ -12,7 +12,7 @@
 #include "pool.h"
 
 enum {
-    TOKEN_BLOCK = 128,   /* most tokens of one chunk */
+    TOKEN_BLOCK = 128,   /* most tokens of one chunk, for chunk_rows */
     CHUNK_ROWS = 32,     /* least rows of one chunk: a multiple of ROW_TILE and of ACT_BLOCK */
     CHUNK_ROWS_MAX = 512,
     CHUNKS = 128,        /* about as many chunks of rows, where a matrix is tall enough */
@@ -52,9 +52,9 @@ struct chunk {
     int row0, row1, t0, t1;
 };
 
-/* The next chunk for this thread, of `rows` of n_out rows and up to TOKEN_BLOCK tokens; false: none is left, and
- * pool_barrier comes next. */
-bool next_chunk(struct pool_thread *t, int n_out, int rows, int n_tokens, struct chunk *c);
+/* The next chunk for this thread, of `rows` of n_out rows and `block` of n_tokens tokens, or what is left of them; false:
+ * none is left, and pool_barrier comes next. */
+bool next_chunk(struct pool_thread *t, int n_out, int rows, int n_tokens, int block, struct chunk *c);
 
 /* Fewest heads whose rows of a and of b elements are whole tiles. */
 int heads_of_whole_tiles(int a, int b);

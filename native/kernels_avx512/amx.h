@@ -19,15 +19,16 @@ struct amx_group {
 
 /* The float sums of 16 weight rows and a group. */
 struct amx_sums {
-    __m512 acc[AMX_TOKENS], macc[AMX_TOKENS];
+    __m512 acc[AMX_TOKENS];
 };
 
 /* Configures this thread's tiles for sub-blocks of `sub` columns, and frees them again. */
 void avx512_amx_begin(int sub);
 void avx512_amx_end(void);
 
-/* Adds n_sub sub-blocks' products to the sums of each group. */
-typedef void amx_multiply_fn(struct amx_sums *c, const struct tile *w, const struct amx_group *a, int n_groups, int n_sub);
+/* Adds n_sub sub-blocks' products to the sums of each group, or to 0 if they are the first. */
+typedef void amx_multiply_fn(struct amx_sums *c, const struct tile *w, const struct amx_group *a, int n_groups, int n_sub,
+                             bool first);
 
 /* By whether the weights are unsigned (formats with a minimum), and sub-block / 16 - 1. */
 extern amx_multiply_fn *const avx512_amx_multiply[2][2];

@@ -17,7 +17,7 @@ enum {
 struct scratch {
     struct tile tile;
     struct amx_group acts[GROUPS];
-    struct amx_sums sums[SUMS]; /* [tile][group] */
+    struct amx_sums sums[SUMS], minima[SUMS]; /* [tile][group]; minima: of formats that have them */
 };
 _Static_assert(sizeof(struct scratch) <= AVX512_SCRATCH_BYTES, "AVX512_SCRATCH_BYTES is too small");
 
@@ -69,13 +69,13 @@ static void add_minima(struct amx_sums *c, const struct tile *w, const struct am
 {
     __m512 macc[AMX_TOKENS];
 #pragma GCC unroll 16
-    for (int t = 0; t < AMX_TOKENS; t++) macc[t] = c->macc[t];
+    for (int t = 0; t < AMX_TOKENS; t++) macc[t] = c->acc[t];
     for (int s = 0; s < n_sub; s++) {
 #pragma GCC unroll 16
         for (int t = 0; t < AMX_TOKENS; t++) macc[t] = _mm512_fmadd_ps(w->m[s], _mm512_set1_ps(a->fsum[s][t]), macc[t]);
     }
 #pragma GCC unroll 16
-    for (int t = 0; t < AMX_TOKENS; t++) c->macc[t] = macc[t];
+    for (int t = 0; t < AMX_TOKENS; t++) c->acc[t] = macc[t];
 }
 
 /* Slabs of nearly equal size, of whole super-blocks or, where rows are not, of whole pairs of blocks. */
@@ -85,14 +85,14 @@ static int slab_columns(int n_in)
     return (n_in + n_slabs * unit - 1) / (n_slabs * unit) * unit;
 }
 
-/* Tiles that begin at rows r0[] against tokens t0 .. t0+n_tokens, summed up in s->sums. */
+/* Tiles that begin at rows r0[] against tokens t0 .. t0+n_tokens, summed up in s->sums and s->minima. */
 static void multiply_tiles(const struct weight *w, const int *r0, int n_tiles, const struct act *a, int t0,
                            int n_tokens, struct scratch *s)
 {
     const struct format *f = &formats[w->type];
     amx_multiply_fn *multiply = avx512_amx_multiply[f->has_min][f->sub / 16 - 1];
     int n_groups = (n_tokens + AMX_TOKENS - 1) / AMX_TOKENS;
-    memset(s->sums, 0, sizeof *s->sums * (size_t)(n_tiles * n_groups));
+    if (f->has_min) memset(s->minima, 0, sizeof *s->minima * (size_t)(n_tiles * n_groups));
     int slab = slab_columns(w->n_in);
     for (int k0 = 0; k0 < w->n_in; k0 += slab) {
         int n = w->n_in - k0 < slab ? w->n_in - k0 : slab, n_sub = n / f->sub;
@@ -103,10 +103,21 @@ static void multiply_tiles(const struct weight *w, const int *r0, int n_tiles, c
         for (int i = 0; i < n_tiles; i++) {
             struct rows rows = tile_rows(w, r0[i], k0, n_tiles, f);
             avx512_unpack_signed[w->type](&s->tile, &rows, n / f->block);
-            struct amx_sums *sums = s->sums + i * n_groups;
-            for (int g = 0; f->has_min && g < n_groups; g++) add_minima(&sums[g], &s->tile, &s->acts[g], n_sub);
-            multiply(sums, &s->tile, s->acts, n_groups, n_sub);
+            int at = i * n_groups;
+            for (int g = 0; f->has_min && g < n_groups; g++) add_minima(&s->minima[at + g], &s->tile, &s->acts[g], n_sub);
+            multiply(s->sums + at, &s->tile, s->acts, n_groups, n_sub, k0 == 0);
         }
+    }
+}
+
+/* Rows `some` of a tile that begins at y, of n_tokens tokens. minima NULL: the format has none. */
+static void store_tile(float *y, size_t ld_y, __mmask16 some, const struct amx_sums *sums, const struct amx_sums *minima,
+                       int n_tokens)
+{
+    for (int t = 0; t < n_tokens; t++, y += ld_y) {
+        int g = t / AMX_TOKENS, i = t % AMX_TOKENS;
+        __m512 v = sums[g].acc[i];
+        _mm512_mask_storeu_ps(y, some, minima ? _mm512_sub_ps(v, minima[g].acc[i]) : v);
     }
 }
 
@@ -128,13 +139,9 @@ void avx512_matmul_amx(const struct weight *w, int row0, int row1, const struct 
             for (int i = r; i < row1 && n_tiles < most_tiles; i += ROW_TILE)
                 r0[n_tiles++] = i + ROW_TILE <= row1 ? i : row1 - ROW_TILE;
             multiply_tiles(w, r0, n_tiles, a, t0, n_tokens, s);
-            for (int t = 0; t < n_tokens; t++)
-                for (int i = 0; i < n_tiles; i++) {
-                    const struct amx_sums *c = &s->sums[i * n_groups + t / AMX_TOKENS];
-                    __m512 v = c->acc[t % AMX_TOKENS];
-                    if (f->has_min) v = _mm512_sub_ps(v, c->macc[t % AMX_TOKENS]);
-                    store_rows(y + (size_t)(t0 + t) * ld_y, r + i * ROW_TILE, r0[i], row1, v);
-                }
+            for (int i = 0; i < n_tiles; i++)
+                store_tile(y + (size_t)t0 * ld_y + r0[i], ld_y, rows_of_tile(r + i * ROW_TILE, r0[i], row1),
+                           s->sums + i * n_groups, f->has_min ? s->minima + i * n_groups : NULL, n_tokens);
         }
     }
     avx512_amx_end();

@@ -50,6 +50,7 @@ struct progress {
     const __m512 *d;
     int taking_left;
     struct amx_sums *sums;
+    bool first;        /* the sums begin here, from 0 */
     __m512 acc[AMX_TOKENS];
 };
 
@@ -107,7 +108,7 @@ INLINE void take_pair(struct progress *p, __m512 sum[2][AMX_TOKENS], int n_pairs
     const int blocks = 2 * sub / ACT_BLOCK;
     if (p->taking_left == n_pairs) {
 #pragma GCC unroll 16
-        for (int t = 0; t < AMX_TOKENS; t++) p->acc[t] = p->sums->acc[t];
+        for (int t = 0; t < AMX_TOKENS; t++) p->acc[t] = p->first ? _mm512_setzero_ps() : p->sums->acc[t];
     }
     take_sub_block(p->acc, sum[0], p->scale, p->d[0]);
     if (p->taking_left > 1 || !odd_end) take_sub_block(p->acc, sum[1], p->scale + (blocks - 1) * AMX_TOKENS, p->d[1]);
@@ -125,13 +126,13 @@ INLINE void take_pair(struct progress *p, __m512 sum[2][AMX_TOKENS], int n_pairs
 /* In step i pair i of sub-blocks is multiplied, pair i - 1 stored and pair i - 2 taken in, on through all groups. The
  * last pair of each may be half a pair: the other half is whatever lies there, and not taken in. */
 INLINE void products(struct amx_sums *c, const struct tile *w, const struct amx_group *a, int n_groups, int n_sub,
-                     const int sub, const bool is_unsigned)
+                     bool first, const int sub, const bool is_unsigned)
 {
     __m512 sum[2][2][AMX_TOKENS];
     int n_pairs = (n_sub + 1) / 2, n = n_groups * n_pairs;
     bool odd_end = n_sub % 2;
     struct progress p = {.q = a->q[0][0], .w = w->w, .left = n_pairs, .scale = a->scale[0], .d = w->d,
-                         .taking_left = n_pairs, .sums = c};
+                         .taking_left = n_pairs, .sums = c, .first = first};
     for (int i = 0; i < n + 2; i += 2) {
         if (i < n) multiply_pair(&p, n_pairs, 0, sub, is_unsigned);
         if (i > 0 && i <= n) store_pair(sum[1], 1);
@@ -142,11 +143,11 @@ INLINE void products(struct amx_sums *c, const struct tile *w, const struct amx_
     }
 }
 
-#define PARAMETERS struct amx_sums *c, const struct tile *w, const struct amx_group *a, int n_groups, int n_sub
+#define PARAMETERS struct amx_sums *c, const struct tile *w, const struct amx_group *a, int n_groups, int n_sub, bool first
 
-static void multiply16(PARAMETERS) { products(c, w, a, n_groups, n_sub, 16, false); }
-static void multiply32(PARAMETERS) { products(c, w, a, n_groups, n_sub, 32, false); }
-static void multiply16_unsigned(PARAMETERS) { products(c, w, a, n_groups, n_sub, 16, true); }
-static void multiply32_unsigned(PARAMETERS) { products(c, w, a, n_groups, n_sub, 32, true); }
+static void multiply16(PARAMETERS) { products(c, w, a, n_groups, n_sub, first, 16, false); }
+static void multiply32(PARAMETERS) { products(c, w, a, n_groups, n_sub, first, 32, false); }
+static void multiply16_unsigned(PARAMETERS) { products(c, w, a, n_groups, n_sub, first, 16, true); }
+static void multiply32_unsigned(PARAMETERS) { products(c, w, a, n_groups, n_sub, first, 32, true); }
 
 amx_multiply_fn *const avx512_amx_multiply[2][2] = {{multiply16, multiply32}, {multiply16_unsigned, multiply32_unsigned}};

@@ -56,11 +56,13 @@ INLINE struct rows tile_rows(const struct weight *w, int r0, int k0, int n_tiles
     };
 }
 
-/* Stores rows r.. of the 16 that begin at r0. */
+/* Rows r .. row1-1 of the 16 that begin at r0. */
+INLINE __mmask16 rows_of_tile(int r, int r0, int row1) { return (__mmask16)(lanes_left(row1 - r0) & (0xffffu << (r - r0))); }
+
+/* Stores them. */
 INLINE void store_rows(float *y, int r, int r0, int row1, __m512 v)
 {
-    __mmask16 some = (__mmask16)(lanes_left(row1 - r0) & (0xffffu << (r - r0)));
-    _mm512_mask_storeu_ps(y + r0, some, v);
+    _mm512_mask_storeu_ps(y + r0, rows_of_tile(r, r0, row1), v);
 }
 
 #endif

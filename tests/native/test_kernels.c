@@ -80,43 +80,55 @@ static void kgelu_is_close_to_the_erf_form(void)
 
 /* ---- quantize ---- */
 
+enum { MOST_BLOCKS = 9, QUANTIZED_ROWS = 200, QUANTIZED = QUANTIZED_ROWS * MOST_BLOCKS * ACT_BLOCK };
+
+/* What a table makes of rows of n elements; one more of each, for what is written past the end. */
+struct quantized {
+    int8_t q[QUANTIZED + 1];
+    float scale[QUANTIZED / 32 + 1], fsum[QUANTIZED / 16 + 1];
+    int32_t sum[QUANTIZED / 16 + 1];
+};
+
+static void quantize_rows(const struct kernels *k, const float *x, int n, struct quantized *out)
+{
+    struct act a = {.n_rows = QUANTIZED_ROWS, .n = n, .x = x, .ld_x = (size_t)n + 5, .q = out->q, .scale = out->scale,
+                    .sum = out->sum, .fsum = out->fsum};
+    memset(out, 99, sizeof *out);
+    for (int r = 0; r < QUANTIZED_ROWS; r++) k->quantize(&a, r);
+}
+
 static void quantization_is_the_same_in_every_table_and_close(void)
 {
-    enum { N = 32 * 7, ROWS = 200 };
-    static float x[ROWS][N + 5];
-    static int8_t q[2][ROWS][N];
-    static float scale[2][ROWS][N / 32], fsum[2][ROWS][N / 16];
-    static int32_t sum[2][ROWS][N / 16];
-    for (int r = 0; r < ROWS; r++) {
-        for (int i = 0; i < N; i++) {
-            x[r][i] = r % 4 == 0 ? awkward_float() : random_float() * ldexpf(1, r - 100);
-            if (r % 5 == 1) x[r][i] = (float)(i % 255 - 127) * 0.5f;
-            if (r % 5 == 2 && i / 32 == 3) x[r][i] = 0;
-            if (r == 8 && i == 70) x[r][i] = NAN;
+    static float x[QUANTIZED_ROWS * (MOST_BLOCKS * ACT_BLOCK + 5)];
+    static struct quantized expected, found;
+    for (int n = ACT_BLOCK; n <= MOST_BLOCKS * ACT_BLOCK; n += ACT_BLOCK) {
+        for (int r = 0; r < QUANTIZED_ROWS; r++) {
+            float *row = x + r * (n + 5);
+            for (int i = 0; i < n; i++) {
+                row[i] = r % 4 == 0 ? awkward_float() : random_float() * ldexpf(1, r - 100);
+                if (r % 5 == 1) row[i] = (float)(i % 255 - 127) * 0.5f;
+                if (r % 5 == 2 && i / 32 == n / 64) row[i] = 0;
+            }
+            if (r == 8) row[random_bits() % (uint32_t)n] = NAN;
         }
-    }
-#define ACT(k) {.n_rows = ROWS, .n = N, .x = x[0], .ld_x = N + 5, .q = q[k][0], .scale = scale[k][0], .sum = sum[k][0], \
-                .fsum = fsum[k][0]}
-    struct act expected = ACT(0);
-    for (int r = 0; r < ROWS; r++) kernels_scalar.quantize(&expected, r);
-    for_each_table(k) {
-        struct act a = ACT(1);
-        memset(q[1], 99, sizeof q[1]);
-        for (int r = 0; r < ROWS; r++) k->quantize(&a, r);
-        CHECKF(memcmp(q[0], q[1], sizeof q[0]) == 0, "%s: q", k->name);
-        CHECKF(memcmp(sum[0], sum[1], sizeof sum[0]) == 0, "%s: sum", k->name);
-        CHECK_SAME(scale[1][0], scale[0][0], ROWS * (N / 32), "%s: scale", k->name);
-        CHECK_SAME(fsum[1][0], fsum[0][0], ROWS * (N / 16), "%s: fsum", k->name);
-    }
-    for (int r = 0; r < ROWS; r++) {
-        for (int i = 0; i < N; i++) {
-            float s = scale[0][r][i / 32];
-            CHECKF(q[0][r][i] >= -127, "q %d", q[0][r][i]);
-            if (isnan(s)) CHECK(q[0][r][i] == 0);
-            /* half a step, and the roundings of scale, inv and x*inv: 3 * 127 * 2^-24 of a step */
-            else CHECKF(fabsf(x[r][i] - s * (float)q[0][r][i]) <= s * 0.50003f + KQUANT_TINY, "x %a q %d scale %a",
-                        (double)x[r][i], q[0][r][i], (double)s);
+        quantize_rows(&kernels_scalar, x, n, &expected);
+        for_each_table(k) {
+            quantize_rows(k, x, n, &found);
+            size_t all = (size_t)(QUANTIZED_ROWS * n);
+            CHECKF(memcmp(expected.q, found.q, all + 1) == 0, "%s, %d: q", k->name, n);
+            CHECKF(memcmp(expected.sum, found.sum, (all / 16 + 1) * sizeof *found.sum) == 0, "%s, %d: sum", k->name, n);
+            CHECK_SAME(found.scale, expected.scale, all / 32 + 1, "%s, %d: scale", k->name, n);
+            CHECK_SAME(found.fsum, expected.fsum, all / 16 + 1, "%s, %d: fsum", k->name, n);
         }
+        for (int r = 0; r < QUANTIZED_ROWS; r++)
+            for (int i = 0; i < n; i++) {
+                float s = expected.scale[(r * n + i) / 32], v = x[r * (n + 5) + i];
+                int8_t q = expected.q[r * n + i];
+                CHECKF(q >= -127, "q %d", q);
+                if (isnan(s)) CHECK(q == 0);
+                /* half a step, and the roundings of scale, inv and x*inv: 3 * 127 * 2^-24 of a step */
+                else CHECKF(fabsf(v - s * (float)q) <= s * 0.50003f + KQUANT_TINY, "x %a q %d scale %a", (double)v, q, (double)s);
+            }
     }
 }
 
