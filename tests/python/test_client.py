@@ -162,10 +162,14 @@ def test_logprobs_have_a_row_for_each_token(loaded: Infer, prompt: np.ndarray) -
 
 
 def test_a_timeout_ends_with_what_there_is(loaded: Infer, prompt: np.ndarray) -> None:
-    result = loaded.generate("smol", prompt, max_tokens=4000, ignore_eos=True, timeout_ms=1000)
+    for timeout_ms in (500, 5_000, 50_000):  # a busy machine may need long for a first token
+        options: Any = {"max_tokens": 4000, "ignore_eos": True, "timeout_ms": timeout_ms}
+        result = loaded.generate("smol", prompt, **options)
+        if result.output_tokens:
+            break
     assert result.finish_reason == "timeout"
     assert 0 < result.output_tokens < 4000
-    assert result.total_us >= 1_000_000
+    assert result.total_us >= 1000 * timeout_ms
 
 
 def test_the_output_can_be_stored(loaded: Infer, prompt: np.ndarray) -> None:

@@ -158,8 +158,12 @@ def test_store_goes_to_the_clients_database(server: Server, infer: Infer) -> Non
 
 
 def test_a_request_times_out_with_what_it_has(client: redis.Redis, prompt: bytes) -> None:
-    made = generate(client, MODEL, 1, prompt, "MAXTOKENS", 8000, "IGNOREEOS", "TIMEOUT", 1000)
+    for timeout_ms in (500, 5_000, 50_000):  # a busy machine may need long for a first token
+        args = ("MAXTOKENS", 8000, "IGNOREEOS", "TIMEOUT", timeout_ms)
+        made = generate(client, MODEL, 1, prompt, *args)
+        if made["output_tokens"]:
+            break
     assert made["finish_reason"] == b"timeout"
     assert 0 < made["output_tokens"] < 8000
     assert made["output_tokens"] == len(unpack(made["tokens"]))
-    assert made["total_us"] >= 1_000_000
+    assert made["total_us"] >= 1000 * timeout_ms
