@@ -20,7 +20,7 @@
  *
  * Free pages keep their physical memory: the budget is the user's word for
  * how much may be used, and giving pages back would mean that the kernel zeroes them again in the
- * middle of a step. They are reused last in, first out, so that memory that was never needed is never touched. */
+ * middle of a step. They are reused last in, first out, so that memory that was never needed is not touched, but for a little ahead (prefault.h). */
 #include "kv.h"
 
 #include <stdatomic.h>
@@ -30,8 +30,7 @@
 
 #include "kernels.h"
 #include "platform.h"
-
-enum { TOUCH_BYTES = 4096 }; /* no system has smaller pages */
+#include "prefault.h"
 
 struct kv_node {
     struct kv_page *page;
@@ -53,7 +52,7 @@ struct kv_cache {
     struct kv_node root;        /* no page, no tokens */
     struct kv_node evictable;   /* head of the ring: older = most recently used, newer = least */
     int outstanding;
-    int n_touched;              /* pages that have physical memory: they are handed out in order the first time */
+    struct prefault *prefault;  /* NULL: pages get their memory when they are first written */
     _Atomic int n_free, n_evictable;
     _Atomic uint64_t hit_tokens, lookup_tokens, evicted_pages;
 };
@@ -92,6 +91,7 @@ struct kv_cache *kv_create(const struct hparams *hp, size_t budget_bytes, struct
     }
     c->evictable.newer = c->evictable.older = &c->evictable;
     atomic_store(&c->n_free, c->n_pages);
+    c->prefault = prefault_start(c->arena, n * page_bytes);
     return c;
 
 no_memory:
@@ -103,6 +103,7 @@ no_memory:
 void kv_free(struct kv_cache *c)
 {
     if (!c) return;
+    prefault_stop(c->prefault);
     for (int i = 0; c->nodes && i < c->n_pages; i++) free(c->nodes[i].children);
     free(c->root.children);
     platform_unmap(c->arena, (size_t)c->n_pages * c->page_bytes);
@@ -198,19 +199,8 @@ static struct kv_page *page_alloc(struct kv_cache *c)
     }
     struct kv_page *p = c->free[atomic_fetch_sub(&c->n_free, 1) - 1];
     p->refs = 1;
-    if (p - c->pages >= c->n_touched) c->n_touched = (int)(p - c->pages) + 1;
+    prefault_reach(c->prefault, (size_t)(p - c->pages + 1) * c->page_bytes); /* new ones come in their order */
     return p;
-}
-
-void kv_prepare(struct kv_cache *c)
-{
-    int n_free = atomic_load(&c->n_free);
-    if (n_free == 0) return;
-    struct kv_page *next = c->free[n_free - 1];
-    if (next - c->pages < c->n_touched) return;
-    volatile char *bytes = (volatile char *)next->data;
-    for (size_t i = 0; i < c->page_bytes; i += TOUCH_BYTES) bytes[i] = 0; /* as it is */
-    c->n_touched = (int)(next - c->pages) + 1;
 }
 
 /* ---- the tree ---- */

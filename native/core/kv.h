@@ -18,7 +18,7 @@
  * V [KV_PAGE, v_dim].
  *
  * Threads: kv_* calls are made by the conductor only, with the exception of
- * kv_get_stats, which any thread may call. */
+ * kv_get_stats, which any thread may call. A cache has a thread of its own that fetches memory ahead (prefault.h). */
 #ifndef INFER_KV_H
 #define INFER_KV_H
 
@@ -72,10 +72,6 @@ int kv_seq_reserve(struct kv_seq *s, int n_tokens);
 /* Ends a sequence. tokens[0..n_tokens) are those whose K/V it stores (n_tokens = s->n_tokens): they
  * enter the tree if keep. Safe on a sequence that was never started (zeroed). */
 void kv_seq_end(struct kv_seq *s, const uint32_t *tokens, int keep);
-
-/* Gets physical memory for the page that will be handed out next, if it has none yet: the kernel takes milliseconds
- * to find and clear it, which a first token need not wait for. For when there is nothing else to do. */
-void kv_prepare(struct kv_cache *c);
 
 /* Puts the full pages of a running sequence into the tree already, so that requests that
  * arrive meanwhile share them; where the tree has a page of the same tokens, the sequence

@@ -355,10 +355,7 @@ bool llm_step(struct engine *engine, struct pool *pool)
 {
     struct llm *e = (struct llm *)engine;
     engine_take_arrivals(&e->base);
-    if (!e->base.queue && e->n_running == 0) {
-        kv_prepare(e->kv);
-        return false;
-    }
+    if (!e->base.queue && e->n_running == 0) return false;
     uint64_t began = platform_now_us();
     bool ended = drop_ended(e);
     start(e);

@@ -4,6 +4,7 @@
 #ifndef INFER_PLATFORM_H
 #define INFER_PLATFORM_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -14,6 +15,10 @@
  * has them. NULL when there is none. */
 void *platform_map_anonymous(size_t bytes);
 void platform_unmap(void *p, size_t bytes);
+
+/* Gets physical memory for a part of such a mapping, page aligned. Others may use it meanwhile: what it holds stays.
+ * False: the system cannot, or has no memory left. */
+bool platform_populate(void *p, size_t bytes);
 
 /* Gives the physical memory behind [p, p+bytes) back; it reads as zero later. */
 void platform_release(void *p, size_t bytes);
@@ -32,8 +37,12 @@ void platform_worker_thread(const char *name);
  * call may cost a fork, so ask before the process has grown. */
 bool platform_can_lower_priority(void);
 
-/* As platform_worker_thread, at the main thread's own priority: for a thread that the main thread may have to wait for. */
-void platform_service_thread(const char *name);
+/* As platform_worker_thread, with the lowest priority: for work that nobody waits for. */
+void platform_idle_thread(const char *name);
+
+/* Starts a thread in which all signals are blocked from its first moment on. stack_bytes 0: the system's default.
+ * 0, or the number of the error. */
+int platform_thread_start(pthread_t *thread, size_t stack_bytes, void *(*main)(void *), void *arg);
 
 /* Processors that this process may run on (affinity and, where the system has
  * them, control group limits respected); at least 1. */

@@ -10,7 +10,6 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <linux/seccomp.h>
-#include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,9 +26,14 @@
 #include <cpuid.h>
 #endif
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14; older kernels refuse it */
+#endif
+
 enum {
     HUGE_PAGE_BYTES = 2 << 20, /* of x86-64, and of aarch64 with 4 KB pages */
     WORKER_NICE = 10,          /* added to the main thread's: about a tenth of its weight */
+    IDLE_NICE = 19,            /* the most */
     WORKER_SLICE_NS = 10000000 /* longer than the kernel's own (3 ms): see lower_priority */
 };
 
@@ -68,6 +72,11 @@ void *platform_map_anonymous(size_t bytes)
     return p;
 }
 
+bool platform_populate(void *p, size_t bytes)
+{
+    return madvise(p, bytes, MADV_POPULATE_WRITE) == 0;
+}
+
 bool platform_drop_pages(void *pages, size_t bytes)
 {
     return madvise(pages, bytes, MADV_DONTNEED) == 0;
@@ -89,11 +98,11 @@ void platform_name_thread(const char *name)
  * request, must also get one at once, and the kernel lets whoever runs finish a slice first. It makes an
  * exception (6.12 and newer) for one that wakes up with a shorter slice. Older kernels know no slices, and let
  * wakers in sooner. SCHED_BATCH in addition makes rare waits longer; SCHED_IDLE would leave nothing on a busy machine. */
-static void lower_priority(void)
+static void lower_priority(int by)
 {
     /* Linux keeps the nice value per thread; the kernel clips it at 19. */
     int main_nice = getpriority(PRIO_PROCESS, (id_t)getpid());
-    setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), main_nice + WORKER_NICE);
+    setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), main_nice + by);
     struct scheduling s = {
         .size = sizeof s,
         .policy = SCHED_OTHER,
@@ -116,7 +125,7 @@ static void ask_for_lower_priority(void)
     long child = syscall(SYS_clone, 0L, NULL, NULL, NULL, NULL);
     if (child == 0) {
         prctl(PR_SET_DUMPABLE, 0); /* no core file */
-        lower_priority();
+        lower_priority(WORKER_NICE);
         syscall(SYS_exit_group, 0);
     }
     int status = 0;
@@ -134,8 +143,14 @@ bool platform_can_lower_priority(void)
 
 void platform_worker_thread(const char *name)
 {
-    platform_service_thread(name);
-    if (platform_can_lower_priority()) lower_priority();
+    platform_prepare_thread(name);
+    if (platform_can_lower_priority()) lower_priority(WORKER_NICE);
+}
+
+void platform_idle_thread(const char *name)
+{
+    platform_prepare_thread(name);
+    if (platform_can_lower_priority()) lower_priority(IDLE_NICE);
 }
 
 /* Processors that the quota of the control group (version 2) at `dir` allows,

@@ -8,7 +8,6 @@
 #include "platform.h"
 
 #include <mach/vm_inherit.h>
-#include <pthread.h>
 #include <pthread/qos.h>
 #include <sys/mman.h>
 #include <sys/sysctl.h>
@@ -54,11 +53,23 @@ bool platform_can_lower_priority(void)
     return true;
 }
 
+bool platform_populate(void *p, size_t bytes)
+{
+    (void)p, (void)bytes;
+    return false; /* nothing public fetches memory without writing to it */
+}
+
 void platform_worker_thread(const char *name)
 {
-    platform_service_thread(name);
+    platform_prepare_thread(name);
     /* Below the main thread inside its own class: a lower class would move the thread to the efficiency cores. */
     pthread_set_qos_class_self_np(QOS_CLASS_DEFAULT, WORKER_RELATIVE_PRIORITY);
+}
+
+void platform_idle_thread(const char *name)
+{
+    platform_prepare_thread(name);
+    pthread_set_qos_class_self_np(QOS_CLASS_BACKGROUND, 0);
 }
 
 int platform_cpu_count(void)

@@ -1,7 +1,7 @@
 /* The part of platform.h that is the same on every POSIX system.
  *
  * Mappings belong to the caller until it unmaps them. Every function may be
- * called from any thread; platform_service_thread changes the calling thread only. */
+ * called from any thread; platform_prepare_thread changes the calling thread only. */
 #include "platform_posix.h"
 
 #include "platform.h"
@@ -67,7 +67,7 @@ void platform_unmap_file(const void *p, size_t bytes)
     if (p) munmap((void *)(uintptr_t)p, bytes);
 }
 
-void platform_service_thread(const char *name)
+void platform_prepare_thread(const char *name)
 {
     char cut[16];
     snprintf(cut, sizeof cut, "%s", name);
@@ -82,6 +82,20 @@ void platform_service_thread(const char *name)
     sigdelset(&set, SIGILL);
     sigdelset(&set, SIGABRT);
     pthread_sigmask(SIG_SETMASK, &set, NULL);
+}
+
+int platform_thread_start(pthread_t *thread, size_t stack_bytes, void *(*main)(void *), void *arg)
+{
+    sigset_t all, old; /* a thread inherits the mask */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    pthread_attr_t attr;
+    pthread_attr_init(&attr);
+    if (stack_bytes) pthread_attr_setstacksize(&attr, stack_bytes);
+    int failed = pthread_create(thread, &attr, main, arg);
+    pthread_attr_destroy(&attr);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return failed;
 }
 
 uint64_t platform_thread_cpu_us(void)

@@ -5,6 +5,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+/* Of a new thread: its name, cut to what fits, and the signals that it takes. */
+void platform_prepare_thread(const char *name);
+
 /* Names the calling thread; at most 15 characters. */
 void platform_name_thread(const char *name);
 

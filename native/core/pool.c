@@ -22,7 +22,6 @@
 #include "pool.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -263,20 +262,11 @@ struct pool *pool_create(int n_threads, size_t scratch_bytes, const char *name, 
                                        .scratch = scratch ? p->scratch + (size_t)i * stride : NULL};
     }
 
-    /* Threads inherit the signal mask: block before, so that none is delivered to a worker in its first moments. */
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    pthread_attr_t attr;
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, POOL_STACK_BYTES);
     int started = 1, failed = 0;
     while (started < n_threads && !failed) {
-        failed = pthread_create(&workers[started].thread, &attr, worker_main, &workers[started]);
+        failed = platform_thread_start(&workers[started].thread, POOL_STACK_BYTES, worker_main, &workers[started]);
         if (!failed) started++;
     }
-    pthread_attr_destroy(&attr);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (failed) {
         finish(p, started);
         infer_fail(err, INFER_ERR, "thread %d of %d could not be started: %s", started + 1, n_threads,

@@ -15,7 +15,6 @@
 #include "engine.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -168,15 +167,7 @@ struct runtime *runtime_create(int threads, size_t scratch_bytes, struct infer_e
     pthread_mutex_init(&rt->lock, NULL);
     pthread_cond_init(&rt->called, NULL);
 
-    sigset_t all, old; /* the thread inherits the mask: no signal in its first moments */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    pthread_attr_t attr;
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, POOL_STACK_BYTES);
-    int failed = pthread_create(&rt->conductor, &attr, conduct, rt);
-    pthread_attr_destroy(&attr);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    int failed = platform_thread_start(&rt->conductor, POOL_STACK_BYTES, conduct, rt);
     if (failed) {
         infer_fail(err, INFER_ERR, "the conductor thread could not be started: %s", strerror(failed));
         pool_free(rt->pool);
