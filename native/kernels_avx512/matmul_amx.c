@@ -124,7 +124,7 @@ static void store_tile(float *y, size_t ld_y, __mmask16 some, const struct amx_s
 void avx512_matmul_amx(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y, void *scratch)
 {
     struct scratch *s = scratch;
-    if (w->n_out < ROW_TILE || a->n_rows <= STREAM_TOKENS) {
+    if (w->n_out < ROW_TILE || a->n_rows < AMX_TOKENS) {
         avx512_matmul_quantized(w, row0, row1, a, y, ld_y, scratch);
         return;
     }
