@@ -159,9 +159,9 @@ static void multiply_more(const struct encoder *e, struct local *mine, const str
     }
 }
 
-/* y[(t-t0)*ld_y + r-row0] = rows row0 <= r < row1 of w times tokens t0 <= t < t1 of the input, + bias. */
-static void multiply(const struct encoder *e, struct local *mine, const struct matrix *w, const float *bias, int row0,
-                     int row1, const struct input *in, int t0, int t1, float *y, size_t ld_y, void *scratch)
+/* y[(t-t0)*ld_y + r-row0] = rows row0 <= r < row1 of w times tokens t0 <= t < t1 of the input. */
+static void multiply(const struct encoder *e, struct local *mine, const struct matrix *w, int row0, int row1,
+                     const struct input *in, int t0, int t1, float *y, size_t ld_y, void *scratch)
 {
     int errors = errors_of(e, w);
     struct act rows = act_rows(&in->act, t0, t1);
@@ -175,7 +175,12 @@ static void multiply(const struct encoder *e, struct local *mine, const struct m
         struct act of_errors = act_rows(&in->act, e->n_tokens + t0, e->n_tokens + (t1 < errors ? t1 : errors));
         multiply_more(e, mine, &w->w, row0, row1, &of_errors, y, ld_y, scratch);
     }
-    for (int i = 0; bias && i < t1 - t0; i++) e->k->add(y + (size_t)i * ld_y, bias + row0, row1 - row0);
+}
+
+/* y += elements row0 .. row0+n-1 of a bias, which may be NULL. */
+static void add_bias(const struct encoder *e, float *y, const float *bias, int row0, int n)
+{
+    if (bias) e->k->add(y, bias + row0, n);
 }
 
 /* Columns c0 .. c0+n-1 of a token as input of products that want this. */
@@ -255,12 +260,15 @@ static void project_qkv(struct pool_thread *t, struct encoder *e, struct local *
         int head0 = c.row0, head1 = c.row1;
         int row0 = head0 * head_dim, row1 = head1 * head_dim;
         size_t at = (size_t)c.t0 * n_embd + (size_t)row0;
-        multiply(e, mine, &w->wq, l->bq, row0, row1, &e->input, c.t0, c.t1, e->q + at, n_embd, t->scratch);
-        multiply(e, mine, &w->wk, l->bk, row0, row1, &e->input, c.t0, c.t1, e->k_out + at, n_embd, t->scratch);
-        multiply(e, mine, &w->wv, l->bv, row0, row1, &e->input, c.t0, c.t1, e->v_out + at, n_embd, t->scratch);
+        multiply(e, mine, &w->wq, row0, row1, &e->input, c.t0, c.t1, e->q + at, n_embd, t->scratch);
+        multiply(e, mine, &w->wk, row0, row1, &e->input, c.t0, c.t1, e->k_out + at, n_embd, t->scratch);
+        multiply(e, mine, &w->wv, row0, row1, &e->input, c.t0, c.t1, e->v_out + at, n_embd, t->scratch);
         for (int i = c.t0; i < c.t1; i++, at += n_embd) {
             const struct text *text = &e->texts[e->token_text[i]];
             int pos = i - text->first, page = text->page + pos / KV_PAGE;
+            add_bias(e, e->q + at, l->bq, row0, row1 - row0);
+            add_bias(e, e->k_out + at, l->bk, row0, row1 - row0);
+            add_bias(e, e->v_out + at, l->bv, row0, row1 - row0);
             for (int j = 0; j < row1 - row0; j++) e->q[at + (size_t)j] *= scale;
             for (int h = head0; h < head1; h++) {
                 size_t head_at = at + (size_t)((h - head0) * head_dim);
@@ -295,12 +303,15 @@ static void attention(struct pool_thread *t, struct encoder *e, struct local *mi
         }
         k_pages[n_pages] = v_pages[n_pages] = NULL;
         e->k->attend(q, n_keys, item->n_rows, hp->head_dim, hp->head_dim, k_pages, v_pages, m, sum, acc, t->scratch);
+        int token = text->first + item->row, column = item->head * hp->head_dim;
+        float *out = e->heads_x + (size_t)token * n_embd + column;
         for (int i = 0; i < item->n_rows; i++) {
-            int token = text->first + item->row + i, column = item->head * hp->head_dim;
-            float *out = e->heads_x + (size_t)token * n_embd + column, inv = 1 / sum[i];
-            for (size_t j = 0; j < head_dim; j++) out[j] = acc[(size_t)i * head_dim + j] * inv;
-            if (!e->quantize_heads_later) quantize(e, &e->heads, wants, token, column, out, hp->head_dim);
+            float inv = 1 / sum[i];
+            for (size_t j = 0; j < head_dim; j++) out[(size_t)i * n_embd + j] = acc[(size_t)i * head_dim + j] * inv;
         }
+        if (e->quantize_heads_later) continue;
+        for (int i = 0; i < item->n_rows; i++) /* not in the loop above: what was just written is slow to read in wider pieces */
+            quantize(e, &e->heads, wants, token + i, column, out + (size_t)i * n_embd, hp->head_dim);
     }
     if (wants.quantized && e->quantize_heads_later) {
         pool_barrier(t);
@@ -317,9 +328,12 @@ static void project_residual(struct pool_thread *t, struct encoder *e, struct lo
     int n_out = w->w.n_out, rows = rows_of_chunk(t, e, n_out, CHUNK_ROWS);
     while (next_chunk(t, n_out, rows, e->n_tokens, block_of_step(e), &c)) {
         int n = c.row1 - c.row0;
-        multiply(e, mine, w, bias, c.row0, c.row1, in, c.t0, c.t1, mine->tile, (size_t)n, t->scratch);
-        const float *y = mine->tile;
-        for (int i = c.t0; i < c.t1; i++, y += n) e->k->add(e->x + (size_t)i * (size_t)n_out + c.row0, y, n);
+        multiply(e, mine, w, c.row0, c.row1, in, c.t0, c.t1, mine->tile, (size_t)n, t->scratch);
+        float *y = mine->tile;
+        for (int i = c.t0; i < c.t1; i++, y += n) {
+            add_bias(e, y, bias, c.row0, n);
+            e->k->add(e->x + (size_t)i * (size_t)n_out + c.row0, y, n);
+        }
     }
 }
 
@@ -345,11 +359,11 @@ static void project_hidden(struct pool_thread *t, struct encoder *e, struct loca
     int rows = rows_of_chunk(t, e, (int)n_ff, CHUNK_ROWS);
     while (next_chunk(t, (int)n_ff, rows, e->n_tokens, block_of_step(e), &c)) {
         int n = c.row1 - c.row0;
-        multiply(e, mine, &w->up, e->m->layers[layer].b_up, c.row0, c.row1, &e->input, c.t0, c.t1, mine->tile, (size_t)n,
-                 t->scratch);
+        multiply(e, mine, &w->up, c.row0, c.row1, &e->input, c.t0, c.t1, mine->tile, (size_t)n, t->scratch);
         float *y = mine->tile;
-        e->k->gelu(y, y, (c.t1 - c.t0) * n);
         for (int i = c.t0; i < c.t1; i++, y += n) {
+            add_bias(e, y, e->m->layers[layer].b_up, c.row0, n);
+            e->k->gelu(y, y, n);
             if (wants.quantized) quantize(e, &e->hidden, wants, i, c.row0, y, n);
             else memcpy(e->hidden_x + (size_t)i * n_ff + c.row0, y, (size_t)n * sizeof *y);
         }

@@ -110,14 +110,20 @@ static void multiply_tiles(const struct weight *w, const int *r0, int n_tiles, c
     }
 }
 
-/* Rows `some` of a tile that begins at y, of n_tokens tokens. minima NULL: the format has none. */
-static void store_tile(float *y, size_t ld_y, __mmask16 some, const struct amx_sums *sums, const struct amx_sums *minima,
-                       int n_tokens)
+/* y = the sums of rows r .. row1-1, in tiles that begin at r0[], of n_tokens tokens; a group's tokens one after the other, so
+ * that a token's results are written while they are near. */
+static void store_tiles(float *y, size_t ld_y, int r, const int *r0, int row1, int n_tiles, int n_tokens, bool has_min,
+                        const struct scratch *s)
 {
-    for (int t = 0; t < n_tokens; t++, y += ld_y) {
-        int g = t / AMX_TOKENS, i = t % AMX_TOKENS;
-        __m512 v = sums[g].acc[i];
-        _mm512_mask_storeu_ps(y, some, minima ? _mm512_sub_ps(v, minima[g].acc[i]) : v);
+    int n_groups = (n_tokens + AMX_TOKENS - 1) / AMX_TOKENS;
+    for (int g = 0; g < n_groups; g++, y += AMX_TOKENS * ld_y) {
+        int n = n_tokens - g * AMX_TOKENS < AMX_TOKENS ? n_tokens - g * AMX_TOKENS : AMX_TOKENS;
+        for (int i = 0; i < n_tiles; i++) {
+            __mmask16 some = rows_of_tile(r + i * ROW_TILE, r0[i], row1);
+            const __m512 *acc = s->sums[i * n_groups + g].acc, *macc = s->minima[i * n_groups + g].acc;
+            for (int t = 0; t < n; t++)
+                _mm512_mask_storeu_ps(y + (size_t)t * ld_y + r0[i], some, has_min ? _mm512_sub_ps(acc[t], macc[t]) : acc[t]);
+        }
     }
 }
 
@@ -139,9 +145,7 @@ void avx512_matmul_amx(const struct weight *w, int row0, int row1, const struct 
             for (int i = r; i < row1 && n_tiles < most_tiles; i += ROW_TILE)
                 r0[n_tiles++] = i + ROW_TILE <= row1 ? i : row1 - ROW_TILE;
             multiply_tiles(w, r0, n_tiles, a, t0, n_tokens, s);
-            for (int i = 0; i < n_tiles; i++)
-                store_tile(y + (size_t)t0 * ld_y + r0[i], ld_y, rows_of_tile(r + i * ROW_TILE, r0[i], row1),
-                           s->sums + i * n_groups, f->has_min ? s->minima + i * n_groups : NULL, n_tokens);
+            store_tiles(y + (size_t)t0 * ld_y, ld_y, r, r0, row1, n_tiles, n_tokens, f->has_min, s);
         }
     }
     avx512_amx_end();
