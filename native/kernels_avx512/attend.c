@@ -83,38 +83,72 @@ INLINE void scores(float out[QUERIES][KV_PAGE], const struct queries *b, const s
         for (int j = 0; j < VECTORS; j++) _mm512_storeu_ps(out[i] + 16 * j, s[i][j]);
 }
 
-/* Scores in p become probabilities; updates m and l, scales acc. */
-static void softmax(float p[KV_PAGE], int seen, float *m, float *l, float *acc, int v_dim, bool first)
+/* fold16, or the maximum, of four vectors at once. */
+INLINE void reduce4(float out[4], const __m512 v[4], const bool add)
 {
-    uint64_t slots = seen < KV_PAGE ? (1ULL << seen) - 1 : ~0ULL;
-    __m512 s[VECTORS], top = _mm512_set1_ps(*m), sum = _mm512_setzero_ps();
-    __mmask16 some[VECTORS];
+#define OP(a, b) (add ? _mm512_add_ps(a, b) : _mm512_max_ps(a, b))
+    __m512 half[2];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) /* lanes l and l + 8 of the first vector in the low half, of the second in the high one */
+        half[i] = OP(_mm512_mask_blend_ps(0xff00, v[2 * i], v[2 * i + 1]),
+                     _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x4e));
+    __m512 quarters = OP(_mm512_shuffle_f32x4(half[0], half[1], 0x88), _mm512_shuffle_f32x4(half[0], half[1], 0xdd));
+    quarters = OP(quarters, _mm512_permute_ps(quarters, 0x4e));
+    quarters = OP(quarters, _mm512_permute_ps(quarters, 0xb1));
+#undef OP
+    const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(first, quarters)));
+}
+
+enum { REDUCED = (QUERIES + 3) / 4 * 4 };
+
+INLINE void reduce(float out[REDUCED], const __m512 v[REDUCED], int n, const bool add)
+{
+    for (int i = 0; i < n; i += 4) reduce4(out + i, v + i, add);
+}
+
+/* The block's scores in p become probabilities; updates m and l, scales acc. */
+static void softmax(float p[QUERIES][KV_PAGE], const struct queries *b, int v_dim, bool first)
+{
+    __m512 of_each[REDUCED];
+    float m[REDUCED], sum[REDUCED];
+    for (int i = b->n; i < REDUCED; i++) of_each[i] = _mm512_setzero_ps();
+    for (int i = 0; i < b->n; i++) {
+        uint64_t slots = b->seen[i] < KV_PAGE ? (1ULL << b->seen[i]) - 1 : ~0ULL;
+        __m512 top = _mm512_set1_ps(*b->m[i]);
 #pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; j++) {
-        s[j] = _mm512_loadu_ps(p + 16 * j);
-        some[j] = (__mmask16)(slots >> 16 * j);
-        top = _mm512_mask_max_ps(top, some[j], s[j], top); /* a NaN in s[j] gives top */
+        for (int j = 0; j < VECTORS; j++) /* a NaN among the scores gives top */
+            top = _mm512_mask_max_ps(top, (__mmask16)(slots >> 16 * j), _mm512_loadu_ps(p[i] + 16 * j), top);
+        of_each[i] = top;
     }
-    float m_new = _mm512_reduce_max_ps(top) + 0.0f;
-    __m512 m_all = _mm512_set1_ps(m_new);
+    reduce(m, of_each, b->n, false);
+    for (int i = 0; i < b->n; i++) {
+        uint64_t slots = b->seen[i] < KV_PAGE ? (1ULL << b->seen[i]) - 1 : ~0ULL;
+        __m512 all = _mm512_setzero_ps(), m_all = _mm512_set1_ps(m[i] += 0.0f);
 #pragma GCC unroll 4
-    for (int j = 0; j < VECTORS; j++) {
-        __m512 e = _mm512_maskz_mov_ps(some[j], kexp16(_mm512_sub_ps(s[j], m_all)));
-        _mm512_storeu_ps(p + 16 * j, e);
-        sum = _mm512_mask_add_ps(sum, some[j], sum, e);
+        for (int j = 0; j < VECTORS; j++) {
+            __mmask16 some = (__mmask16)(slots >> 16 * j);
+            __m512 e = _mm512_maskz_mov_ps(some, kexp16(_mm512_sub_ps(_mm512_loadu_ps(p[i] + 16 * j), m_all)));
+            _mm512_storeu_ps(p[i] + 16 * j, e);
+            all = _mm512_mask_add_ps(all, some, all, e);
+        }
+        of_each[i] = all;
     }
-    float before = *m;
-    *m = m_new;
-    if (first || before == m_new) { /* acc is 0, or is to be multiplied by kexp(0) = 1 */
-        *l = fold16(sum) + *l;
-        return;
-    }
-    float c = kexp(before - m_new);
-    *l = fmaf(*l, c, fold16(sum));
-    __m512 c_all = _mm512_set1_ps(c);
-    for (int d = 0; d < v_dim; d += 16) {
-        __mmask16 part = lanes_left(v_dim - d);
-        _mm512_mask_storeu_ps(acc + d, part, _mm512_mul_ps(_mm512_maskz_loadu_ps(part, acc + d), c_all));
+    reduce(sum, of_each, b->n, true);
+    for (int i = 0; i < b->n; i++) {
+        float before = *b->m[i], *l = b->l[i], *acc = b->acc[i];
+        *b->m[i] = m[i];
+        if (first || before == m[i]) { /* acc is 0, or is to be multiplied by kexp(0) = 1 */
+            *l = sum[i] + *l;
+            continue;
+        }
+        float c = kexp(before - m[i]);
+        *l = fmaf(*l, c, sum[i]);
+        __m512 c_all = _mm512_set1_ps(c);
+        for (int d = 0; d < v_dim; d += 16) {
+            __mmask16 part = lanes_left(v_dim - d);
+            _mm512_mask_storeu_ps(acc + d, part, _mm512_mul_ps(_mm512_maskz_loadu_ps(part, acc + d), c_all));
+        }
     }
 }
 
@@ -253,8 +287,7 @@ static void attend_chunk(const float *const *q, const int *n_keys, int n_q, int 
             if (block->n == 0) continue;
             scores_of[block->n](p, block, &k, k_dim);
             k.next = k.half; /* fetched once */
-            for (int i = 0; i < block->n; i++)
-                softmax(p[i], block->seen[i], block->m[i], block->l[i], block->acc[i], v_dim, j == 0);
+            softmax(p, block, v_dim, j == 0);
         }
         struct page v = open_page(v_pages[j], v_pages[j + 1], v_dim * KV_PAGE, buffer);
         for (int b = 0; b < n_blocks; b++) {
