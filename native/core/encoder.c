@@ -84,6 +84,7 @@ struct encoder {
     const struct bert_model *m;
     const struct kernels *k;
     struct layer *layers;      /* [n_layer] */
+    float *places;             /* [n_ctx + 1, n_embd]: position and type; in the last row the type alone */
     void *planes;
     size_t planes_bytes;
     int max_tokens, max_pages;
@@ -221,7 +222,7 @@ static uint16_t *page_v(const struct encoder *e, int page, int head)
 
 /* ---- the phases, in the order of forward() ---- */
 
-/* x = layernorm(token + position + type). */
+/* x = layernorm(token + (position + type)). */
 static void embed(struct pool_thread *t, struct encoder *e)
 {
     const struct bert_model *m = e->m;
@@ -231,15 +232,8 @@ static void embed(struct pool_thread *t, struct encoder *e)
         const struct text *text = &e->texts[e->token_text[i]];
         size_t pos = (size_t)(i - text->first), id = text->in->tokens[pos];
         float *x = e->x + (size_t)i * (size_t)n_embd;
-        float part[LOCAL_FLOATS];
         dequantize_row(m->embedding.type, (const char *)m->embedding.data + id * m->embedding.row_bytes, x, n_embd);
-        const void *rows[2] = {(const char *)m->positions.data + pos * m->positions.row_bytes, m->types.data};
-        enum tensor_type types[2] = {m->positions.type, m->types.type};
-        for (int r = 0; r < 2; r++) {
-            if (!rows[r]) continue;
-            dequantize_row(types[r], rows[r], part, n_embd);
-            e->k->add(x, part, n_embd);
-        }
+        e->k->add(x, e->places + pos * (size_t)n_embd, n_embd);
         e->k->layernorm(x, x, m->embedding_norm.w, m->embedding_norm.b, n_embd, m->hp.norm_eps);
         quantize(e, &e->input, wants, i, 0, x, n_embd);
     }
@@ -474,6 +468,19 @@ static void lay_out(struct encoder *e, struct arena *a)
     e->hidden = take_input(a, n, hp->n_ff, float_down ? &e->hidden_x : NULL);
 }
 
+static void fill_places(struct encoder *e)
+{
+    const struct bert_model *m = e->m;
+    int n_embd = m->hp.n_embd;
+    float *type = e->places + (size_t)m->hp.n_ctx * (size_t)n_embd; /* zeros */
+    if (m->types.data) dequantize_row(m->types.type, m->types.data, type, n_embd);
+    for (size_t i = 0; i < (size_t)m->hp.n_ctx; i++) {
+        float *place = e->places + i * (size_t)n_embd;
+        dequantize_row(m->positions.type, (const char *)m->positions.data + i * m->positions.row_bytes, place, n_embd);
+        e->k->add(place, type, n_embd);
+    }
+}
+
 /* The matrix as it will be multiplied; its planes in a piece of a. */
 static struct matrix take_matrix(struct arena *a, const struct weight *w)
 {
@@ -519,12 +526,16 @@ struct encoder *encoder_create(const struct bert_model *m, const struct kernels 
     e->planes = planes.base;
     if (e->planes_bytes && !e->planes) goto no_memory;
     if (e->planes) take_layers(e, &planes);
+    size_t n_places = (size_t)(hp->n_ctx + 1) * (size_t)hp->n_embd;
+    e->places = calloc(n_places, sizeof *e->places);
+    if (!e->places) goto no_memory;
+    fill_places(e);
     e->quantize_heads_later = hp->head_dim % ACT_BLOCK != 0;
 
     size_t max_items = ((size_t)max_tokens / (size_t)(LOCAL_FLOATS / LOADER_MAX_HEAD_DIM) + ENCODER_TEXTS) * (size_t)hp->n_head;
     e->items = calloc(max_items, sizeof *e->items);
     e->token_text = calloc((size_t)max_tokens, sizeof *e->token_text);
-    e->other_bytes = sizeof *e + (size_t)hp->n_layer * sizeof *e->layers + max_items * sizeof *e->items +
+    e->other_bytes = sizeof *e + n_places * sizeof *e->places + (size_t)hp->n_layer * sizeof *e->layers + max_items * sizeof *e->items +
                      (size_t)max_tokens * sizeof *e->token_text;
     struct arena arena = {0};
     lay_out(e, &arena);
@@ -548,6 +559,7 @@ void encoder_free(struct encoder *e)
     platform_unmap(e->memory, e->memory_bytes);
     platform_unmap(e->planes, e->planes_bytes);
     free(e->layers);
+    free(e->places);
     free(e->items);
     free(e->token_text);
     free(e);

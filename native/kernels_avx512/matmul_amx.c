@@ -110,6 +110,14 @@ static void multiply_tiles(const struct weight *w, const int *r0, int n_tiles, c
     }
 }
 
+/* Rows `some` of a tile and of a group of tokens; macc NULL: there are no minima. */
+INLINE void store_tile(float *y, size_t ld_y, __mmask16 some, const __m512 *acc, const __m512 *macc, const int n_tokens)
+{
+#pragma GCC unroll 16
+    for (int t = 0; t < n_tokens; t++, y += ld_y)
+        _mm512_mask_storeu_ps(y, some, macc ? _mm512_sub_ps(acc[t], macc[t]) : acc[t]);
+}
+
 /* y = the sums of rows r .. row1-1, in tiles that begin at r0[], of n_tokens tokens; a group's tokens one after the other, so
  * that a token's results are written while they are near. */
 static void store_tiles(float *y, size_t ld_y, int r, const int *r0, int row1, int n_tiles, int n_tokens, bool has_min,
@@ -117,12 +125,14 @@ static void store_tiles(float *y, size_t ld_y, int r, const int *r0, int row1, i
 {
     int n_groups = (n_tokens + AMX_TOKENS - 1) / AMX_TOKENS;
     for (int g = 0; g < n_groups; g++, y += AMX_TOKENS * ld_y) {
-        int n = n_tokens - g * AMX_TOKENS < AMX_TOKENS ? n_tokens - g * AMX_TOKENS : AMX_TOKENS;
+        int n = n_tokens - g * AMX_TOKENS;
         for (int i = 0; i < n_tiles; i++) {
             __mmask16 some = rows_of_tile(r + i * ROW_TILE, r0[i], row1);
             const __m512 *acc = s->sums[i * n_groups + g].acc, *macc = s->minima[i * n_groups + g].acc;
-            for (int t = 0; t < n; t++)
-                _mm512_mask_storeu_ps(y + (size_t)t * ld_y + r0[i], some, has_min ? _mm512_sub_ps(acc[t], macc[t]) : acc[t]);
+            float *to = y + r0[i];
+            if (n < AMX_TOKENS) store_tile(to, ld_y, some, acc, has_min ? macc : NULL, n);
+            else if (has_min) store_tile(to, ld_y, some, acc, macc, AMX_TOKENS);
+            else store_tile(to, ld_y, some, acc, NULL, AMX_TOKENS);
         }
     }
 }
