@@ -37,7 +37,7 @@
 #include "product.h"
 
 enum {
-    FINE_TOKENS = 16,
+    FINE_TOKENS = 48,
     QUERY_ROWS = 64,      /* most tokens of a text that attend together */
     BLOCK = 256,          /* most tokens of a chunk: one unpacking of weights serves them; */
     SMALL_BLOCK = 128,    /* of a step that would have only one such block */

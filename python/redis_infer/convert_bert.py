@@ -3,7 +3,8 @@
 
 Names, keys and the spelling of the vocabulary are those of llama.cpp's conversion, so that the
 file works in both. Types are chosen for the accuracy of the vectors (``docs/benchmarks.md``): the
-matrices of Q, K and V, where rounding costs most, and the embeddings in F16; the others in Q8_0.
+matrices of V, where rounding costs most, and the embeddings in F16; the others in Q8_0. (Rounding
+in Q and K shifts the weights of attention only, and vectors hardly at all.)
 """
 
 from __future__ import annotations
@@ -40,7 +41,13 @@ _LAYER_TENSORS = {
     "output.LayerNorm": "layer_output_norm",
 }
 _LEFT_OUT = ("pooler.", "embeddings.position_ids", "cls.")
-_QUANTIZED = ("attn_output.weight", "ffn_up.weight", "ffn_down.weight")
+_QUANTIZED = (
+    "attn_q.weight",
+    "attn_k.weight",
+    "attn_output.weight",
+    "ffn_up.weight",
+    "ffn_down.weight",
+)
 
 _POOLING = {
     "pooling_mode_mean_tokens": gguf.PoolingType.MEAN,
