@@ -123,7 +123,7 @@ KNOWN_MODELS = {
                     ),
                 },
             ),
-            size_bytes=38_000_000,
+            size_bytes=36_700_000,
             sha256=None,
             description="BERT, 23M parameters, 384 dimensions, English; embeddings for INFER.EMBED",
         ),
