@@ -57,7 +57,11 @@ def sidecar(
     runs: Annotated[int, typer.Option(min=1, help="Runs of each case, both ways in turns.")] = 20,
     budget: Annotated[
         float,
-        typer.Option(min=0, help="Seconds for all runs; what is long gets fewer. 0: no limit."),
+        typer.Option(
+            min=0,
+            help="Seconds for all runs; what is long gets fewer, and whole requests have shorter "
+            "contexts. 0: no limit.",
+        ),
     ] = 70,
     quick: Annotated[
         bool, typer.Option("--quick", help="Two short contexts, 4 clients: does it work?")
@@ -112,8 +116,12 @@ def _plan(*, quick: bool, **settings: Any) -> Plan:
     from .sidecar.measure import Plan
 
     plan = Plan(**settings)
-    if not quick:
+    if not quick and plan.budget_s is None:
         return plan
+    if not quick:  # computing prompts for the first time takes most of a short run
+        return dataclasses.replace(
+            plan, model_contexts=((256, 1), (1024, 4), (2048, 8)), client_context=512
+        )
     return dataclasses.replace(
         plan,
         contexts=((256, 1), (1024, 4)),
