@@ -85,8 +85,8 @@ void job_continue(struct job *j, uint64_t began_us);
 /* Instead: the request is done without having run. err NULL: job_request(j) says how it ended. The job may be gone then. */
 void job_finish(struct job *j, const struct reply_error *err);
 
-/* The output is written, as far as it will be: the client gets its reply, or the job is freed. With Redis' lock
- * if it is async, any thread otherwise. */
+/* The output is written, as far as it will be: the client gets its reply, or the job is freed. Main
+ * thread if it is async, any thread otherwise. */
 void job_end(struct job *j);
 
 struct job_timing { /* of a request that is done; 0: it never got there */
@@ -99,7 +99,7 @@ void job_reply_timing(RedisModuleCtx *ctx, const struct job *j, bool first_token
 /* The model is being unloaded: ends what its jobs do before their requests, which are core's to end. Main thread. */
 void job_model_leaves(const struct model_entry *m);
 
-/* Started jobs, oldest first. With Redis' lock. */
+/* Started jobs, oldest first. Main thread. */
 const struct job *job_first(void);
 /* False: there is no such job, or it is done already. */
 bool job_cancel(uint64_t id);

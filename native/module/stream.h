@@ -1,6 +1,6 @@
 /* STREAM key: the output as entries of a Redis stream, while it is made.
  *
- * Main thread, or any thread that holds Redis' lock. */
+ * Main thread. */
 #ifndef REDIS_INFER_STREAM_H
 #define REDIS_INFER_STREAM_H
 
