@@ -172,7 +172,8 @@ def own_cluster(model_path: Any) -> Iterator[Server]:
     with socket.socket() as probe:  # Redis' own choice, port + 10000, may not exist
         probe.bind(("127.0.0.1", 0))
         bus_port = probe.getsockname()[1]
-    config = {"cluster-enabled": "yes", "cluster-port": bus_port}
+    # On a busy machine the node may be without a processor for a while.
+    config = {"cluster-enabled": "yes", "cluster-port": bus_port, "cluster-node-timeout": 600000}
     with own_server(model_path, config=config) as server:
         with server.client() as client:
             client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
