@@ -12,8 +12,17 @@
  *
  * Eviction. Whoever uses a page uses its ancestors too. So a page that
  * only the tree holds has no descendant in use, and all such pages can be had, leaves
- * first. They are in one list, most recently used in front; a path is always put in from its
- * end to its root, so that a node stands in front of its descendants and the last of the list is a leaf.
+ * first. They are in two lists, most recently used in front: found pages, which a sequence
+ * other than their maker took over, and the rest, which go first. A path is always put in from its
+ * end to its root, so that in each list a node stands in front of its descendants. The ancestors of a found page
+ * are found too: who takes a page over holds its parent, which it took over as well, or made, and then the
+ * page's maker took it over. So the last of the rest is a leaf, and if there is none, the last found one.
+ *
+ * Found pages do not stay for ever: beyond KV_FOUND_SHARE, or unused for KV_FOUND_TURNS, the last
+ * of them becomes the first of the rest. It has no found descendant, and none of its ancestors is among
+ * the rest, so all of the above still holds. The share leaves new pages the time to be found. The turns end
+ * what the share alone would let stand: pages that nobody wants any more, beside prompts that would fit
+ * into the whole cache, but take turns in what is left of it and are evicted each time before they are found.
  *
  * Promises. `outstanding` counts the pages that running sequences may still ask for. It
  * never exceeds free + evictable pages; kv_seq_start refuses what would break that.
@@ -38,7 +47,9 @@ struct kv_node {
     struct kv_node **children; /* [n_children], sorted */
     int n_children, cap_children;
     int n_tokens;              /* KV_PAGE, or fewer in a leaf */
-    struct kv_node *newer, *older; /* the list of evictable pages */
+    struct kv_node *newer, *older; /* its list of evictable pages, while no sequence uses it */
+    bool found;                    /* taken over by a sequence that did not make it */
+    uint64_t evicted_before;       /* of a found one in its list: evicted_pages when it got there */
     uint32_t tokens[KV_PAGE];
 };
 
@@ -50,7 +61,8 @@ struct kv_cache {
     struct kv_node *nodes;      /* [n_pages]: nodes[i] is for pages[i] */
     struct kv_page **free;      /* [n_free], the next one last */
     struct kv_node root;        /* no page, no tokens */
-    struct kv_node evictable;   /* head of the ring: older = most recently used, newer = least */
+    struct kv_node found, rest; /* heads of the rings: older = most recently used, newer = least */
+    int n_found;                /* in that ring */
     int outstanding;
     struct prefault *prefault;  /* NULL: pages get their memory when they are first written */
     _Atomic int n_free, n_evictable;
@@ -89,7 +101,8 @@ struct kv_cache *kv_create(const struct hparams *hp, size_t budget_bytes, struct
         c->nodes[i].page = &c->pages[i];
         c->free[c->n_pages - 1 - i] = &c->pages[i];
     }
-    c->evictable.newer = c->evictable.older = &c->evictable;
+    c->found.newer = c->found.older = &c->found;
+    c->rest.newer = c->rest.older = &c->rest;
     atomic_store(&c->n_free, c->n_pages);
     c->prefault = prefault_start(c->arena, n * page_bytes);
     return c;
@@ -128,35 +141,69 @@ void kv_get_stats(struct kv_cache *c, struct kv_stats *s)
     s->evicted_pages = atomic_load(&c->evicted_pages);
 }
 
-/* ---- the list of evictable pages ---- */
+/* ---- the lists of evictable pages ---- */
 
-static void list_add_newest(struct kv_cache *c, struct kv_node *n)
+static void list_add_newest(struct kv_node *head, struct kv_node *n)
 {
-    n->newer = &c->evictable;
-    n->older = c->evictable.older;
+    n->newer = head;
+    n->older = head->older;
     n->older->newer = n;
-    c->evictable.older = n;
-    atomic_fetch_add(&c->n_evictable, 1);
+    head->older = n;
 }
 
-static void list_remove(struct kv_cache *c, struct kv_node *n)
+static void list_remove(struct kv_node *n)
 {
     n->newer->older = n->older;
     n->older->newer = n->newer;
     n->newer = n->older = NULL;
-    atomic_fetch_sub(&c->n_evictable, 1);
 }
 
-static struct kv_node *list_oldest(struct kv_cache *c)
+static struct kv_node *list_oldest(struct kv_node *head)
 {
-    return c->evictable.newer == &c->evictable ? NULL : c->evictable.newer;
+    return head->newer == head ? NULL : head->newer;
+}
+
+/* Moves the found page that was not used for the longest time to the rest. */
+static void demote_oldest(struct kv_cache *c)
+{
+    struct kv_node *n = list_oldest(&c->found);
+    list_remove(n);
+    c->n_found--;
+    n->found = false;
+    list_add_newest(&c->rest, n);
+}
+
+static void evictable_add(struct kv_cache *c, struct kv_node *n)
+{
+    list_add_newest(n->found ? &c->found : &c->rest, n);
+    atomic_fetch_add(&c->n_evictable, 1);
+    if (!n->found) return;
+    n->evicted_before = atomic_load(&c->evicted_pages);
+    if (++c->n_found > c->n_pages / KV_FOUND_SHARE) demote_oldest(c);
+}
+
+static void evictable_remove(struct kv_cache *c, struct kv_node *n)
+{
+    list_remove(n);
+    atomic_fetch_sub(&c->n_evictable, 1);
+    if (n->found) c->n_found--;
+}
+
+/* The leaf to evict next, NULL when every page is in use. */
+static struct kv_node *next_victim(struct kv_cache *c)
+{
+    struct kv_node *n = list_oldest(&c->found);
+    if (n && atomic_load(&c->evicted_pages) - n->evicted_before > (uint64_t)c->n_pages * KV_FOUND_TURNS)
+        demote_oldest(c); /* one at a time is enough: as many leave as are evicted */
+    n = list_oldest(&c->rest);
+    return n ? n : list_oldest(&c->found);
 }
 
 /* ---- pages ---- */
 
 static void page_ref(struct kv_cache *c, struct kv_page *p)
 {
-    if (p->refs == 1 && p->node) list_remove(c, p->node);
+    if (p->refs == 1 && p->node) evictable_remove(c, p->node);
     p->refs++;
 }
 
@@ -168,8 +215,15 @@ static void page_unref(struct kv_cache *c, struct kv_page *p)
         c->free[atomic_load(&c->n_free)] = p;
         atomic_fetch_add(&c->n_free, 1);
     } else if (p->refs == 1 && p->node) {
-        list_add_newest(c, p->node);
+        evictable_add(c, p->node);
     }
+}
+
+/* A sequence takes over a whole page of the tree. */
+static void page_take(struct kv_cache *c, struct kv_page *p)
+{
+    page_ref(c, p);
+    p->node->found = true;
 }
 
 static int child_index(const struct kv_node *parent, const struct kv_node *child);
@@ -182,7 +236,7 @@ static void node_drop(struct kv_cache *c, struct kv_node *n)
     parent->n_children--;
     memmove(&parent->children[at], &parent->children[at + 1],
             (size_t)(parent->n_children - at) * sizeof(struct kv_node *));
-    list_remove(c, n);
+    evictable_remove(c, n);
     n->parent = NULL;
     n->page->node = NULL;
     page_unref(c, n->page);
@@ -192,7 +246,7 @@ static void node_drop(struct kv_cache *c, struct kv_node *n)
 static struct kv_page *page_alloc(struct kv_cache *c)
 {
     if (atomic_load(&c->n_free) == 0) {
-        struct kv_node *victim = list_oldest(c);
+        struct kv_node *victim = next_victim(c);
         if (!victim) return NULL;
         node_drop(c, victim);
         atomic_fetch_add(&c->evicted_pages, 1);
@@ -264,6 +318,7 @@ static bool node_insert(struct kv_node *parent, int index, struct kv_node *n, co
     n->parent = parent;
     n->n_children = 0;
     n->n_tokens = n_tokens;
+    n->found = false;
     memcpy(n->tokens, tokens, (size_t)n_tokens * sizeof *tokens);
     n->page->node = n;
     n->page->refs++;
@@ -286,7 +341,7 @@ static bool seq_enter_page(struct kv_seq *s, int i, const uint32_t *tokens, int 
     struct spot at = find_spot(parent, tokens, n_tokens);
     if (at.near && at.common == n_tokens) { /* known already */
         if (n_tokens == KV_PAGE) {
-            page_ref(c, at.near->page);
+            page_take(c, at.near->page);
             page_unref(c, s->pages[i]);
             s->pages[i] = at.near->page;
         }
@@ -329,6 +384,7 @@ int kv_seq_start(struct kv_cache *c, struct kv_seq *s, const uint32_t *tokens, i
         memset(s, 0, sizeof *s);
         return KV_NO_ROOM;
     }
+    for (int i = 0; i < s->n_pages; i++) s->pages[i]->node->found = true; /* only now is it sure that they are taken */
     s->cache = c;
     s->max_pages = max_pages;
     c->outstanding += max_pages - s->n_pages;
@@ -352,7 +408,7 @@ int kv_seq_match(struct kv_seq *s, const uint32_t *tokens, int n)
         struct spot at = find_spot(parent, tokens + base, want);
         if (base + at.common <= s->n_tokens) break;
         if (at.common == KV_PAGE) {
-            page_ref(c, at.near->page);
+            page_take(c, at.near->page);
             if (s->n_pages > i) { /* begun alone */
                 page_unref(c, s->pages[i]);
             } else {
@@ -363,7 +419,9 @@ int kv_seq_match(struct kv_seq *s, const uint32_t *tokens, int n)
             s->n_tokens = base + KV_PAGE;
             continue;
         }
-        /* Part of a page. Holding it keeps it from being the one that is evicted for its copy. */
+        /* Part of a page. Holding it keeps it from being the one that is evicted for its copy. That does not
+         * make it a found one: else prompts that share no more than a template's first words would
+         * all keep each other's first page. */
         page_ref(c, at.near->page);
         if (s->n_pages > i || kv_seq_reserve(s, base + at.common) == 0) {
             memcpy(s->pages[i]->data, at.near->page->data, c->page_bytes);

@@ -4,7 +4,13 @@
  * (platform_map_anonymous: outside Redis' allocator, not seen by forks).
  * A sequence owns a list of pages. Pages are reference counted; those that hold known
  * tokens are kept after the sequence ends, in a tree keyed by token
- * prefix, and evicted least recently used when pages run out.
+ * prefix, and evicted when pages run out.
+ *
+ * Pages that another sequence took over go after those that none ever did, and among
+ * both the least recently used goes first. For the end of a request is rarely asked for again, and
+ * by last use alone such ends would drive out beginnings that many requests have in common, just because those
+ * were not wanted lately. What was found once does not stay for ever either (KV_FOUND_SHARE, KV_FOUND_TURNS).
+ * Only whole pages are found: a part that is copied does not count.
  *
  * A sequence that starts like a cached one takes over the cached full pages by
  * reference; where the match ends inside a page, that page is copied into one of its own. Sharing
@@ -30,6 +36,11 @@
 #include "stats.h"
 
 struct kv_cache;
+
+enum {
+    KV_FOUND_SHARE = 2, /* of the pages, 1/KV_FOUND_SHARE at most are kept because they were found once */
+    KV_FOUND_TURNS = 8, /* one that nobody uses is so for at most n_pages * KV_FOUND_TURNS evictions */
+};
 
 struct kv_page {
     uint16_t *data;

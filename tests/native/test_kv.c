@@ -241,6 +241,120 @@ static void the_least_recently_used_prefix_is_evicted_leaves_first(void)
     kv_free(c);
 }
 
+/* How many tokens of a prompt are known; changes no more than a request that looks and does nothing. */
+static int known(struct kv_cache *c, const uint32_t *tokens, int n)
+{
+    struct kv_seq s;
+    int found = kv_seq_start(c, &s, tokens, n, n, 1);
+    kv_seq_end(&s, tokens, 1);
+    return found;
+}
+
+/* Prompts of 3 pages that nobody asks for twice; they begin alike for n_alike tokens. Returns how many pages they evicted. */
+static int flood(struct kv_cache *c, int n_prompts, const uint32_t *alike, int n_alike)
+{
+    static uint32_t seed = 1000;
+    uint32_t t[3 * KV_PAGE];
+    struct kv_stats before, after;
+    kv_get_stats(c, &before);
+    for (int i = 0; i < n_prompts; i++) {
+        fill(t, 3 * KV_PAGE, seed++);
+        if (n_alike) memcpy(t, alike, (size_t)n_alike * sizeof *t);
+        run(c, t, 3 * KV_PAGE);
+    }
+    kv_get_stats(c, &after);
+    return (int)(after.evicted_pages - before.evicted_pages);
+}
+
+/* One prompt after another, which have their first `pages` pages in common. */
+static void ask_often(struct kv_cache *c, uint32_t seed, int pages)
+{
+    static uint32_t end = 500;
+    uint32_t t[16 * KV_PAGE];
+    int n = pages * KV_PAGE;
+    for (int i = 0; i < 3; i++) {
+        fill(t, n, seed);
+        fill(t + n, 20, end++);
+        run(c, t, n + 20);
+    }
+}
+
+static void what_prompts_have_in_common_outlives_many_that_came_once(void)
+{
+    struct kv_cache *c = cache_of(16);
+    uint32_t t[4 * KV_PAGE + 1];
+    fill(t, 4 * KV_PAGE + 1, 1);
+    ask_often(c, 1, 4);
+    CHECK(flood(c, 30, NULL, 0) > 3 * 16);
+    CHECK(known(c, t, 4 * KV_PAGE + 1) == 4 * KV_PAGE);
+    kv_free(c);
+}
+
+static void a_prompt_that_came_again_outlives_many_that_came_once(void)
+{
+    struct kv_cache *c = cache_of(16);
+    uint32_t t[300];
+    fill(t, 300, 1);
+    run(c, t, 300);
+    run(c, t, 300);
+    CHECK(flood(c, 30, NULL, 0) > 3 * 16);
+    CHECK(known(c, t, 300) == 256); /* its last page was copied, and never more than a part of a page */
+    kv_free(c);
+}
+
+static void prompts_that_share_less_than_a_page_keep_none_of_each_other(void)
+{
+    struct kv_cache *c = cache_of(16);
+    uint32_t t[8 * KV_PAGE + 1];
+    fill(t, 8 * KV_PAGE + 1, 1);
+    ask_often(c, 1, 8); /* as many as are kept: one more, and they would lose their last */
+    CHECK(flood(c, 30, t, 20) > 3 * 16);
+    CHECK(known(c, t, 8 * KV_PAGE + 1) == 8 * KV_PAGE);
+    kv_free(c);
+}
+
+static void what_was_in_common_gives_way_to_what_is_now(void)
+{
+    struct kv_cache *c = cache_of(16); /* 8 of which stay because they were found */
+    uint32_t a[6 * KV_PAGE + 1], b[6 * KV_PAGE + 1], d[6 * KV_PAGE + 1];
+    fill(a, 6 * KV_PAGE + 1, 1);
+    fill(b, 6 * KV_PAGE + 1, 2);
+    fill(d, 6 * KV_PAGE + 1, 3);
+    ask_often(c, 1, 6);
+    CHECK(known(c, a, 6 * KV_PAGE + 1) == 6 * KV_PAGE);
+    ask_often(c, 2, 6);
+    ask_often(c, 3, 6);
+    flood(c, 10, NULL, 0);
+    CHECK(known(c, a, 6 * KV_PAGE + 1) == 0);
+    CHECK(known(c, b, 6 * KV_PAGE + 1) == (16 / KV_FOUND_SHARE - 6) * KV_PAGE); /* its end went first */
+    CHECK(known(c, d, 6 * KV_PAGE + 1) == 6 * KV_PAGE);
+    kv_free(c);
+}
+
+static void what_was_in_common_goes_when_nobody_asks_for_it_any_more(void)
+{
+    struct kv_cache *c = cache_of(16);
+    uint32_t t[4 * KV_PAGE + 1];
+    fill(t, 4 * KV_PAGE + 1, 1);
+    ask_often(c, 1, 4);
+    for (int evicted = 0; evicted <= 16 * (KV_FOUND_TURNS + 2);) evicted += flood(c, 1, NULL, 0);
+    CHECK(known(c, t, 4 * KV_PAGE + 1) == 0);
+    kv_free(c);
+}
+
+static void prompts_that_take_turns_are_all_known_in_the_end_if_they_fit(void)
+{
+    enum { N = 4, LENGTH = 3 * KV_PAGE + 1 }; /* 16 of 20 pages */
+    struct kv_cache *c = cache_of(20);
+    uint32_t t[N][LENGTH];
+    for (int i = 0; i < N; i++) fill(t[i], LENGTH, (uint32_t)i + 10);
+    ask_often(c, 1, 10); /* half of the cache, and nobody asks for it again */
+    for (int round = 0; round < 200; round++)
+        for (int i = 0; i < N; i++) run(c, t[i], LENGTH);
+    for (int i = 0; i < N; i++) CHECK(known(c, t[i], LENGTH) == 3 * KV_PAGE);
+    kv_free(c);
+}
+
 static void a_sequence_starts_only_when_its_pages_are_sure(void)
 {
     struct kv_cache *c = cache_of(8);
@@ -361,6 +475,12 @@ int main(void)
     RUN(a_prompt_under_way_takes_what_others_publish_meanwhile);
     RUN(a_sequence_without_the_cache_neither_finds_nor_leaves_anything);
     RUN(the_least_recently_used_prefix_is_evicted_leaves_first);
+    RUN(what_prompts_have_in_common_outlives_many_that_came_once);
+    RUN(a_prompt_that_came_again_outlives_many_that_came_once);
+    RUN(prompts_that_share_less_than_a_page_keep_none_of_each_other);
+    RUN(what_was_in_common_gives_way_to_what_is_now);
+    RUN(what_was_in_common_goes_when_nobody_asks_for_it_any_more);
+    RUN(prompts_that_take_turns_are_all_known_in_the_end_if_they_fit);
     RUN(a_sequence_starts_only_when_its_pages_are_sure);
     RUN(a_full_arena_still_runs_a_prompt_that_would_copy_its_only_page);
     RUN(an_ended_or_never_started_sequence_can_be_ended_again);
