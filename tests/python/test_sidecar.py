@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from fake_llama import PROMPT_MS, FakeLlama
 from redis_infer import Infer
 from redis_infer.server import Server
 from redis_infer.sidecar import BenchError, measure, peers, plots, report
-from redis_infer.sidecar.client import Client, Job, build
+from redis_infer.sidecar.client import Client, Job, Turn, build
 
 PARTS = [[1000, 1001, 49151], [7], [300, 65, 12, 2000]]
 KEYS = ("part:0", "part:1", "part:2")
@@ -229,6 +229,30 @@ def test_time_that_cheap_cases_leave_goes_to_later_ones() -> None:
         pass
     assert 2 < clock.share(1) <= 2.5  # less what this took
     assert measure.Clock(None, 5).share(1) == float("inf")
+
+
+def test_each_number_of_clients_begins_with_contexts_that_are_known_on_both_sides() -> None:
+    turns: list[Sequence[Job]] = []
+
+    def run(jobs: Sequence[Job]) -> Turn:
+        turns.append(jobs)
+        request = {"first_us": 2.0, "total_us": 3.0, "model_us": 1.0, "tokens": [1, 2]}
+        requests = [request | {"client": job.client, "way": job.way} for job in jobs]
+        return Turn(requests, 4.0, [0.0, 0.0, 0.0])
+
+    keys: dict[str, bytes] = {}
+    server = SimpleNamespace(set=keys.__setitem__)
+    pair: Any = SimpleNamespace(redis=server, info={"vocabulary": 1000}, run=run)
+    plan = measure.Plan(runs=1, clients=(2, 3), client_context=40, client_keys=2)
+    measure._clients(pair, plan, measure.Clock(None, 5), print)
+    for n in plan.clients:
+        primed, measured = turns[: len(UNIX)], turns[len(UNIX) : 2 * len(UNIX)]
+        del turns[: 2 * len(UNIX)]
+        contexts = {(i, (f"client:{i}:0", f"client:{i}:1")) for i in range(n)}
+        assert [(jobs[0].way, jobs[0].transport) for jobs in primed] == UNIX
+        assert all({(job.client, job.keys) for job in jobs} == contexts for jobs in primed)
+        assert all({(j.client, j.keys[:-1]) for j in jobs} == contexts for jobs in measured)
+    assert not turns
 
 
 UNIX = [way for way in measure.WAYS if way[1] == "unix"]
