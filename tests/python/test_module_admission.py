@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,24 +115,31 @@ def test_each_key_is_logged_in_order_and_nothing_without_the_setting(
     assert trace.new() == []
 
 
-def test_admission_of_4096_tokens_in_16_keys_takes_50_us_at_most(
+def test_admission_takes_less_time_than_a_client_takes_to_get_the_same_keys(
     server: Server, client: redis.Redis
 ) -> None:
+    """4096 tokens in 16 keys. bench/admission.py says how long both take."""
     names = [f"part{i}" for i in range(16)]
     client.mset({name: pack(range(i * 256, i * 256 + 256)) for i, name in enumerate(names)})
     # Behind a generation that has the only place the others wait and are not computed.
     client.config_set("infer.max-batch", 1)
     try:
         running = long_generation(server)
-        took: list[int] = []
-        while min(took, default=51) > 50 and len(took) < 400:
-            took.append(generate(client, MODEL, 16, *names, *BRIEF)["admit_us"])
+        admissions: list[int] = []
+        fetches: list[float] = []
+        while not admissions or (min(admissions) >= min(fetches) and len(admissions) < 400):
+            admissions.append(generate(client, MODEL, 16, *names, *BRIEF)["admit_us"])
+            began = time.perf_counter()
+            pipeline = client.pipeline(transaction=False)
+            for name in names:
+                pipeline.get(name)
+            pipeline.execute()
+            fetches.append((time.perf_counter() - began) * 1e6)
         client.execute_command("CLIENT KILL", "ID", running.client_id)
     finally:
         client.config_set("infer.max-batch", 16)
-    # The best of many: other processes make it longer, none shorter. bench/admission.py has the
-    # median.
-    assert min(took) <= 50, sorted(took)
+    # The best of many: other processes make either longer, none shorter.
+    assert min(admissions) < min(fetches), (sorted(admissions), sorted(fetches))
 
 
 def test_there_is_a_proc_filesystem_on_linux() -> None:
