@@ -26,9 +26,17 @@ struct amx_sums {
 void avx512_amx_begin(int sub);
 void avx512_amx_end(void);
 
+/* Weights that are unpacked some time later, to be fetched meanwhile: `step` bytes (at most a line) AMX_PREFETCHES times with
+ * each sub-block of each group. */
+struct amx_ahead {
+    const char *p;
+    ptrdiff_t step;
+};
+enum { AMX_PREFETCHES = AMX_TOKENS / 2 };
+
 /* Adds n_sub sub-blocks' products to the sums of each group, or to 0 if they are the first. */
 typedef void amx_multiply_fn(struct amx_sums *c, const struct tile *w, const struct amx_group *a, int n_groups, int n_sub,
-                             bool first);
+                             bool first, struct amx_ahead ahead);
 
 /* By whether the weights are unsigned (formats with a minimum), and sub-block / 16 - 1. */
 extern amx_multiply_fn *const avx512_amx_multiply[2][2];

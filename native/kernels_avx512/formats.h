@@ -178,6 +178,14 @@ INLINE void walk_q8_0(const struct rows *r, int n_blocks, sink_fn *sink, void *c
 
 /* ---- super-blocks of 256 ---- */
 
+/* load_8, and what follows it follows it: GCC would gather the loads of several groups, and with them their prefetches, at
+ * one place, where they wait for each other. In turns with arithmetic one row of activations runs 10 to 20 % faster. */
+INLINE void load_8_in_order(__m512i out[8], const struct rows *r, size_t at)
+{
+    load_8(out, r, at);
+    __asm__ volatile("" ::: "memory");
+}
+
 INLINE void walk_q2_K(const struct rows *r, int n_blocks, sink_fn *sink, void *ctx)
 {
     size_t at = 0;
@@ -188,7 +196,7 @@ INLINE void walk_q2_K(const struct rows *r, int n_blocks, sink_fn *sink, void *c
 #pragma GCC unroll 2
         for (int h = 0; h < 2; h++) {
             __m512i pairs[8];
-            load_8(pairs, r, at + offsetof(struct block_q2_K, pairs) + 32 * (size_t)h);
+            load_8_in_order(pairs, r, at + offsetof(struct block_q2_K, pairs) + 32 * (size_t)h);
 #pragma GCC unroll 8
             for (int j = 0; j < 8; j++) { /* two sub-blocks for each quarter */
                 __m512i w[4];
@@ -220,11 +228,11 @@ INLINE void walk_q3_K(const struct rows *r, int n_blocks, sink_fn *sink, void *c
         };
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) scales[i] = _mm512_sub_epi8(scales[i], _mm512_set1_epi8(32));
-        load_8(high, r, at + offsetof(struct block_q3_K, high));
+        load_8_in_order(high, r, at + offsetof(struct block_q3_K, high));
 #pragma GCC unroll 2
         for (int h = 0; h < 2; h++) {
             __m512i pairs[8];
-            load_8(pairs, r, at + offsetof(struct block_q3_K, pairs) + 32 * (size_t)h);
+            load_8_in_order(pairs, r, at + offsetof(struct block_q3_K, pairs) + 32 * (size_t)h);
 #pragma GCC unroll 8
             for (int j = 0; j < 8; j++) {
                 __m512i w[4];
@@ -271,7 +279,7 @@ INLINE void walk_q4_K(const struct rows *r, int n_blocks, sink_fn *sink, void *c
 #pragma GCC unroll 4
         for (int g = 0; g < 4; g++) {
             __m512i nibbles[8], w[8];
-            load_8(nibbles, r, at + offsetof(struct block_q4_K, nibbles) + 32 * (size_t)g);
+            load_8_in_order(nibbles, r, at + offsetof(struct block_q4_K, nibbles) + 32 * (size_t)g);
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++) {
 #pragma GCC unroll 8
@@ -289,11 +297,11 @@ INLINE void walk_q5_K(const struct rows *r, int n_blocks, sink_fn *sink, void *c
     for (int b = 0; b < n_blocks; b++, at += sizeof(struct block_q5_K)) {
         struct scales_k k = load_scales_k(r, at);
         __m512i high[8];
-        load_8(high, r, at + offsetof(struct block_q5_K, high));
+        load_8_in_order(high, r, at + offsetof(struct block_q5_K, high));
 #pragma GCC unroll 4
         for (int g = 0; g < 4; g++) {
             __m512i nibbles[8], w[8];
-            load_8(nibbles, r, at + offsetof(struct block_q5_K, nibbles) + 32 * (size_t)g);
+            load_8_in_order(nibbles, r, at + offsetof(struct block_q5_K, nibbles) + 32 * (size_t)g);
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++) {
                 int s = 2 * g + h;
@@ -318,9 +326,9 @@ INLINE void walk_q6_K(const struct rows *r, int n_blocks, sink_fn *sink, void *c
 #pragma GCC unroll 2
         for (int h = 0; h < 2; h++) {
             __m512i even[8], odd[8], pairs[8]; /* nibbles of the even and of the odd quarters */
-            load_8(even, r, at + offsetof(struct block_q6_K, nibbles) + 64 * (size_t)h);
-            load_8(odd, r, at + offsetof(struct block_q6_K, nibbles) + 64 * (size_t)h + 32);
-            load_8(pairs, r, at + offsetof(struct block_q6_K, pairs) + 32 * (size_t)h);
+            load_8_in_order(even, r, at + offsetof(struct block_q6_K, nibbles) + 64 * (size_t)h);
+            load_8_in_order(odd, r, at + offsetof(struct block_q6_K, nibbles) + 64 * (size_t)h + 32);
+            load_8_in_order(pairs, r, at + offsetof(struct block_q6_K, pairs) + 32 * (size_t)h);
 #pragma GCC unroll 8
             for (int j = 0; j < 8; j++) { /* two sub-blocks for each quarter */
                 int quarter = j / 2;

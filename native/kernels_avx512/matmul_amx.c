@@ -90,8 +90,10 @@ static void multiply_tiles(const struct weight *w, const int *r0, int n_tiles, c
                            int n_tokens, struct scratch *s)
 {
     const struct format *f = &formats[w->type];
-    amx_multiply_fn *multiply = avx512_amx_multiply[f->has_min][f->sub / 16 - 1];
     int n_groups = (n_tokens + AMX_TOKENS - 1) / AMX_TOKENS;
+    amx_multiply_fn *multiply = avx512_amx_multiply[f->has_min][f->sub / 16 - 1];
+    /* The tiles after these: one piece of memory, fetched from its beginning to its end. */
+    const unsigned char *next = (const unsigned char *)w->data + (size_t)(r0[0] + n_tiles * ROW_TILE) * w->row_bytes;
     if (f->has_min) memset(s->minima, 0, sizeof *s->minima * (size_t)(n_tiles * n_groups));
     int slab = slab_columns(w->n_in);
     for (int k0 = 0; k0 < w->n_in; k0 += slab) {
@@ -102,10 +104,15 @@ static void multiply_tiles(const struct weight *w, const int *r0, int n_tiles, c
         }
         for (int i = 0; i < n_tiles; i++) {
             struct rows rows = tile_rows(w, r0[i], k0, n_tiles, f);
+            size_t bytes = ROW_TILE * (size_t)(n / f->block * f->block_bytes), rest = bytes / 2;
+            rows.ahead = next;
+            rows.half = true;
+            next += bytes;
             avx512_unpack_signed[w->type](&s->tile, &rows, n / f->block);
             int at = i * n_groups;
             for (int g = 0; f->has_min && g < n_groups; g++) add_minima(&s->minima[at + g], &s->tile, &s->acts[g], n_sub);
-            multiply(s->sums + at, &s->tile, s->acts, n_groups, n_sub, k0 == 0);
+            struct amx_ahead ahead = {(const char *)next - rest, (ptrdiff_t)rest / (n_groups * n_sub * AMX_PREFETCHES) + 1};
+            multiply(s->sums + at, &s->tile, s->acts, n_groups, n_sub, k0 == 0, ahead);
         }
     }
 }

@@ -3,10 +3,12 @@
  * TDPB multiplies 16 rows, 16 tokens and a sub-block's columns in 16 cycles. Its sums go through
  * memory: stored, loaded, converted, scaled and added in lanes, in the order that kernels.h prescribes.
  * For some 300 cycles after any AMX instruction multiplications, fused ones and conversions of floats start on one
- * port instead of two, while additions and integer operations keep both. Hence integers become floats by an
- * addition (MAGIC), and a sub-block's 16 products of scales and 16 fma take 32 cycles. Tiles are loaded, multiplied and
- * stored two pairs of sub-blocks ahead, so that nothing waits for TDPB's 52 cycles or for a store to reach L1: about 64
- * cycles in all, where VPDPBUSD takes 101.
+ * port instead of two, while additions and integer operations keep both. Hence integers become floats by two
+ * additions (magic_float), and a sub-block's 16 products of scales and 16 fma take 32 cycles. Tiles are loaded, multiplied and
+ * stored two pairs of sub-blocks ahead, so that nothing waits for TDPB's 52 cycles or for a store to reach L1.
+ *
+ * With few groups the weights' way from memory takes as long as all this, and a core waits for 16 lines at most: they have
+ * to be asked for all the time, here too, evenly.
  *
  * Addresses are few and run on: GCC keeps what it has no registers for in vector registers, whose way back is the port
  * that the floats wait for.
@@ -17,12 +19,6 @@
 
 /* What the tile registers are for; the intrinsics want numbers. */
 enum { C0, C1, C2, C3, A0, A1, B0, B1, TILES };
-
-/* The bits of 1.5 * 2^23. Where sums begin with them, their bits are those of the float 1.5 * 2^23 + sum, for any sum
- * of a magnitude up to 2^22; no sub-block's exceeds 2^20. */
-static const _Alignas(64) int32_t MAGIC[16] = {0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000,
-                                  0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000,
-                                  0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000};
 
 void avx512_amx_begin(int sub)
 {
@@ -51,13 +47,14 @@ struct progress {
     int taking_left;
     struct amx_sums *sums;
     bool first;        /* the sums begin here, from 0 */
+    struct amx_ahead ahead;
     __m512 acc[AMX_TOKENS];
 };
 
-/* Tile registers c = MAGIC + a * b: a sub-block of the tokens times the same of the rows. */
+/* Tile registers c = a * b: a sub-block of the tokens times the same of the rows. */
 #define PRODUCT(c, a_tile, b_tile, q, w)                        \
     do {                                                        \
-        _tile_loadd(c, MAGIC, 0);                               \
+        _tile_zero(c);                                          \
         _tile_loadd(a_tile, q, ACT_BLOCK);                      \
         _tile_loadd(b_tile, w, sizeof *(w));                    \
         if (is_unsigned) _tile_dpbsud(c, a_tile, b_tile);       \
@@ -84,7 +81,7 @@ INLINE void multiply_pair(struct progress *p, int n_pairs, const int odd, const 
     p->w -= n_pairs * 2 * sub / 4;
 }
 
-INLINE void store_pair(__m512 sum[2][AMX_TOKENS], const int odd)
+INLINE void store_pair(__m512i sum[2][AMX_TOKENS], const int odd)
 {
     if (odd) {
         _tile_stored(2, sum[0], sizeof **sum);
@@ -95,23 +92,35 @@ INLINE void store_pair(__m512 sum[2][AMX_TOKENS], const int odd)
     }
 }
 
-INLINE void take_sub_block(__m512 acc[AMX_TOKENS], const __m512 *sum, const float *scale, __m512 d)
+/* Integers of a magnitude up to 2^22, and no sub-block's sum exceeds 2^20: added to the bits of 1.5 * 2^23 they are those of
+ * the float 1.5 * 2^23 + v. */
+INLINE __m512 magic_float(__m512i v)
 {
-    __m512 magic = _mm512_set1_ps(0x1.8p23f);
-#pragma GCC unroll 16
-    for (int t = 0; t < AMX_TOKENS; t++)
-        acc[t] = _mm512_fmadd_ps(_mm512_sub_ps(sum[t], magic), _mm512_mul_ps(d, _mm512_set1_ps(scale[t])), acc[t]);
+    v = _mm512_add_epi32(v, _mm512_set1_epi32(0x4b400000));
+    return _mm512_sub_ps(_mm512_castsi512_ps(v), _mm512_set1_ps(0x1.8p23f));
 }
 
-INLINE void take_pair(struct progress *p, __m512 sum[2][AMX_TOKENS], int n_pairs, bool odd_end, const int sub)
+INLINE void take_sub_block(struct progress *p, const __m512i *sum, const float *scale, __m512 d)
+{
+#pragma GCC unroll 16
+    for (int t = 0; t < AMX_TOKENS; t++) {
+        if (t % (AMX_TOKENS / AMX_PREFETCHES) == 0) {
+            _mm_prefetch(p->ahead.p, _MM_HINT_T1);
+            p->ahead.p += p->ahead.step;
+        }
+        p->acc[t] = _mm512_fmadd_ps(magic_float(sum[t]), _mm512_mul_ps(d, _mm512_set1_ps(scale[t])), p->acc[t]);
+    }
+}
+
+INLINE void take_pair(struct progress *p, __m512i sum[2][AMX_TOKENS], int n_pairs, bool odd_end, const int sub)
 {
     const int blocks = 2 * sub / ACT_BLOCK;
     if (p->taking_left == n_pairs) {
 #pragma GCC unroll 16
         for (int t = 0; t < AMX_TOKENS; t++) p->acc[t] = p->first ? _mm512_setzero_ps() : p->sums->acc[t];
     }
-    take_sub_block(p->acc, sum[0], p->scale, p->d[0]);
-    if (p->taking_left > 1 || !odd_end) take_sub_block(p->acc, sum[1], p->scale + (blocks - 1) * AMX_TOKENS, p->d[1]);
+    take_sub_block(p, sum[0], p->scale, p->d[0]);
+    if (p->taking_left > 1 || !odd_end) take_sub_block(p, sum[1], p->scale + (blocks - 1) * AMX_TOKENS, p->d[1]);
     p->scale += blocks * AMX_TOKENS;
     p->d += 2;
     if (--p->taking_left) return;
@@ -126,13 +135,13 @@ INLINE void take_pair(struct progress *p, __m512 sum[2][AMX_TOKENS], int n_pairs
 /* In step i pair i of sub-blocks is multiplied, pair i - 1 stored and pair i - 2 taken in, on through all groups. The
  * last pair of each may be half a pair: the other half is whatever lies there, and not taken in. */
 INLINE void products(struct amx_sums *c, const struct tile *w, const struct amx_group *a, int n_groups, int n_sub,
-                     bool first, const int sub, const bool is_unsigned)
+                     bool first, struct amx_ahead ahead, const int sub, const bool is_unsigned)
 {
-    __m512 sum[2][2][AMX_TOKENS];
+    __m512i sum[2][2][AMX_TOKENS];
     int n_pairs = (n_sub + 1) / 2, n = n_groups * n_pairs;
     bool odd_end = n_sub % 2;
     struct progress p = {.q = a->q[0][0], .w = w->w, .left = n_pairs, .scale = a->scale[0], .d = w->d,
-                         .taking_left = n_pairs, .sums = c, .first = first};
+                         .taking_left = n_pairs, .sums = c, .first = first, .ahead = ahead};
     for (int i = 0; i < n + 2; i += 2) {
         if (i < n) multiply_pair(&p, n_pairs, 0, sub, is_unsigned);
         if (i > 0 && i <= n) store_pair(sum[1], 1);
@@ -143,11 +152,13 @@ INLINE void products(struct amx_sums *c, const struct tile *w, const struct amx_
     }
 }
 
-#define PARAMETERS struct amx_sums *c, const struct tile *w, const struct amx_group *a, int n_groups, int n_sub, bool first
+#define PARAMETERS                                                                                                           \
+    struct amx_sums *c, const struct tile *w, const struct amx_group *a, int n_groups, int n_sub, bool first,                \
+        struct amx_ahead ahead
 
-static void multiply16(PARAMETERS) { products(c, w, a, n_groups, n_sub, first, 16, false); }
-static void multiply32(PARAMETERS) { products(c, w, a, n_groups, n_sub, first, 32, false); }
-static void multiply16_unsigned(PARAMETERS) { products(c, w, a, n_groups, n_sub, first, 16, true); }
-static void multiply32_unsigned(PARAMETERS) { products(c, w, a, n_groups, n_sub, first, 32, true); }
+static void multiply16(PARAMETERS) { products(c, w, a, n_groups, n_sub, first, ahead, 16, false); }
+static void multiply32(PARAMETERS) { products(c, w, a, n_groups, n_sub, first, ahead, 32, false); }
+static void multiply16_unsigned(PARAMETERS) { products(c, w, a, n_groups, n_sub, first, ahead, 16, true); }
+static void multiply32_unsigned(PARAMETERS) { products(c, w, a, n_groups, n_sub, first, ahead, 32, true); }
 
 amx_multiply_fn *const avx512_amx_multiply[2][2] = {{multiply16, multiply32}, {multiply16_unsigned, multiply32_unsigned}};

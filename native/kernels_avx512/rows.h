@@ -18,7 +18,8 @@ enum { PREFETCH_LEAD = 2048 };
 struct rows {
     const unsigned char *first;
     size_t stride;
-    const unsigned char *ahead; /* what is read some time later, to be prefetched */
+    const unsigned char *ahead; /* what is read some time later, to be prefetched: in one piece, 16 rows' worth */
+    bool half;                  /* only the first half of it, the rest is the caller's */
 };
 
 INLINE const unsigned char *row_at(const struct rows *r, int i, size_t at)
@@ -29,6 +30,12 @@ INLINE const unsigned char *row_at(const struct rows *r, int i, size_t at)
 /* Fetches into L2 the lines of `ahead` that correspond to bytes at .. at+n of all 16 rows. */
 INLINE void prefetch_rows(const struct rows *r, size_t at, size_t n)
 {
+    if (r->half) {
+        const char *p = (const char *)r->ahead + ROW_TILE / 2 * at;
+#pragma GCC unroll 4
+        for (size_t i = 0; i < ROW_TILE / 2 * n; i += 64) _mm_prefetch(p + i, _MM_HINT_T1);
+        return;
+    }
     const char *p = (const char *)r->ahead + ROW_TILE * at;
 #pragma GCC unroll 8
     for (size_t i = 0; i < ROW_TILE * n; i += 64) {
