@@ -66,7 +66,7 @@ int chunk_rows(int n_out, int n_tokens)
         return rows < CHUNK_ROWS ? CHUNK_ROWS : rows > CHUNK_ROWS_MAX ? CHUNK_ROWS_MAX : rows;
     }
     int rows = MANY_ROWS, blocks = (n_tokens + TOKEN_BLOCK - 1) / TOKEN_BLOCK;
-    while (rows > MANY_ROWS / 4 && n_out / rows * blocks < MANY_CHUNKS) rows /= 2;
+    while (rows > MANY_ROWS / 8 && n_out / rows * blocks < MANY_CHUNKS) rows /= 2;
     return rows;
 }
 

@@ -17,7 +17,7 @@ enum {
     CHUNK_ROWS_MAX = 512,
     CHUNKS = 128,        /* about as many chunks of rows, where a matrix is tall enough */
     MANY_TOKENS = 16,    /* from here on a chunk has more rows, which pays for looking at its tokens: */
-    MANY_ROWS = 256,     /* so many, or half or a quarter of them, */
+    MANY_ROWS = 512,     /* so many, or a half, a quarter or an eighth of them, */
     MANY_CHUNKS = 32,    /* so that there are at least so many chunks */
 };
 

@@ -5,7 +5,7 @@
 #include "kernels.h"
 
 /* kernels.scratch_bytes: what the greediest of these needs, as they assert. */
-enum { AVX512_SCRATCH_BYTES = 512 * 1024 };
+enum { AVX512_SCRATCH_BYTES = 1024 * 1024 };
 
 /* quantize.c */
 void avx512_quantize(struct act *a, int row);

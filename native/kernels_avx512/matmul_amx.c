@@ -10,8 +10,8 @@
 
 enum {
     GROUPS = 16,       /* at most, that one unpacking of the weights serves */
-    BLOCK_TILES = 16,  /* at most, that one gathering of activations serves */
-    SUMS = 128,        /* groups times tiles at most */
+    BLOCK_TILES = 32,  /* at most, that one gathering of activations serves */
+    SUMS = 256,        /* groups times tiles at most */
 };
 
 struct scratch {
@@ -49,6 +49,9 @@ static void gather_group(struct amx_group *g, const struct act *a, int t0, int n
     for (int t = 0; t < AMX_TOKENS; t++) {
         size_t at = (size_t)(t0 + t) * (size_t)a->n + (size_t)k0;
         if (t < n_tokens) {
+            /* The next group's: another thread may have written it, and rows are too short for the processor to see a pattern. */
+            const char *next = (const char *)(a->q + at + (size_t)AMX_TOKENS * (size_t)a->n);
+            for (int i = 0; i < n; i += 64) _mm_prefetch(next + i, _MM_HINT_T0);
             for (int b = 0; b < n_blocks; b++)
                 _mm256_storeu_si256((void *)g->q[b][t], _mm256_loadu_si256((const void *)(a->q + at + ACT_BLOCK * b)));
             v[t] = _mm512_maskz_loadu_ps(lanes_left(n_blocks), a->scale + at / ACT_BLOCK);
