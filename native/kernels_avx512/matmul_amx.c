@@ -12,6 +12,7 @@ enum {
     GROUPS = 16,       /* at most, that one unpacking of the weights serves */
     BLOCK_TILES = 32,  /* at most, that one gathering of activations serves */
     SUMS = 256,        /* groups times tiles at most */
+    LEAST_ROWS = 14,   /* activation rows that pay for AMX */
 };
 
 struct scratch {
@@ -150,7 +151,9 @@ static void store_tiles(float *y, size_t ld_y, int r, const int *r0, int row1, i
 void avx512_matmul_amx(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y, void *scratch)
 {
     struct scratch *s = scratch;
-    if (w->n_out < ROW_TILE || a->n_rows < AMX_TOKENS) {
+    /* Fewer rows are faster straight from the file; of 8-bit weights, which memory delivers more slowly, some more. */
+    int least = w->type == TYPE_Q8_0 ? STREAM_TOKENS + 1 : LEAST_ROWS;
+    if (w->n_out < ROW_TILE || a->n_rows < least) {
         avx512_matmul_quantized(w, row0, row1, a, y, ld_y, scratch);
         return;
     }
