@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -225,8 +226,16 @@ def test_models_pull_and_path_print_the_file(model_path: Path) -> None:
     assert ok("models", "pull", models.DEFAULT_MODEL) == f"{model_path}\n"
 
 
+@pytest.fixture
+def heeded_sigint() -> Iterator[None]:
+    """Children have SIGINT's default, also where the tests run in the background and ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_generate_prints_as_it_comes_and_ctrl_c_ends_the_request(
-    server: Server, loaded: Infer, client: redis.Redis
+    server: Server, loaded: Infer, client: redis.Redis, heeded_sigint: None
 ) -> None:
     command = [*COMMAND, "generate", "Once upon a time", "--url", server.url, "-n", "4000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
