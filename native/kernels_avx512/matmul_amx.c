@@ -12,7 +12,7 @@ enum {
     GROUPS = 16,       /* at most, that one unpacking of the weights serves */
     BLOCK_TILES = 32,  /* at most, that one gathering of activations serves */
     SUMS = 256,        /* groups times tiles at most */
-    LEAST_ROWS = 14,   /* activation rows that pay for AMX */
+    LEAST_ROWS = 12,   /* activation rows that pay for AMX */
 };
 
 struct scratch {
@@ -96,8 +96,11 @@ static void multiply_tiles(const struct weight *w, const int *r0, int n_tiles, c
     const struct format *f = &formats[w->type];
     int n_groups = (n_tokens + AMX_TOKENS - 1) / AMX_TOKENS;
     amx_multiply_fn *multiply = avx512_amx_multiply[f->has_min][f->sub / 16 - 1];
-    /* The tiles after these: one piece of memory, fetched from its beginning to its end. */
+    /* The tiles after these: the first half in pieces, side by side, while weights are unpacked, the other while they are
+     * multiplied; each from its beginning to its end. */
+    size_t half = (size_t)n_tiles * ROW_TILE / 2 * w->row_bytes;
     const unsigned char *next = (const unsigned char *)w->data + (size_t)(r0[0] + n_tiles * ROW_TILE) * w->row_bytes;
+    const unsigned char *other = next + half;
     if (f->has_min) memset(s->minima, 0, sizeof *s->minima * (size_t)(n_tiles * n_groups));
     int slab = slab_columns(w->n_in);
     for (int k0 = 0; k0 < w->n_in; k0 += slab) {
@@ -108,14 +111,16 @@ static void multiply_tiles(const struct weight *w, const int *r0, int n_tiles, c
         }
         for (int i = 0; i < n_tiles; i++) {
             struct rows rows = tile_rows(w, r0[i], k0, n_tiles, f);
-            size_t bytes = ROW_TILE * (size_t)(n / f->block * f->block_bytes), rest = bytes / 2;
+            size_t row_bytes = (size_t)(n / f->block * f->block_bytes), bytes = ROW_TILE / 2 * row_bytes;
             rows.ahead = next;
+            rows.piece = half / PREFETCH_STREAMS;
             rows.half = true;
-            next += bytes;
+            next += bytes / PREFETCH_STREAMS;
             avx512_unpack_signed[w->type](&s->tile, &rows, n / f->block);
             int at = i * n_groups;
             for (int g = 0; f->has_min && g < n_groups; g++) add_minima(&s->minima[at + g], &s->tile, &s->acts[g], n_sub);
-            struct amx_ahead ahead = {(const char *)next - rest, (ptrdiff_t)rest / (n_groups * n_sub * AMX_PREFETCHES) + 1};
+            struct amx_ahead ahead = {(const char *)other, (ptrdiff_t)bytes / (n_groups * n_sub * AMX_PREFETCHES) + 1};
+            other += bytes;
             multiply(s->sums + at, &s->tile, s->acts, n_groups, n_sub, k0 == 0, ahead);
         }
     }
@@ -151,9 +156,7 @@ static void store_tiles(float *y, size_t ld_y, int r, const int *r0, int row1, i
 void avx512_matmul_amx(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y, void *scratch)
 {
     struct scratch *s = scratch;
-    /* Fewer rows are faster straight from the file; of 8-bit weights, which memory delivers more slowly, some more. */
-    int least = w->type == TYPE_Q8_0 ? STREAM_TOKENS + 1 : LEAST_ROWS;
-    if (w->n_out < ROW_TILE || a->n_rows < least) {
+    if (w->n_out < ROW_TILE || a->n_rows < LEAST_ROWS) { /* fewer are faster straight from the file */
         avx512_matmul_quantized(w, row0, row1, a, y, ld_y, scratch);
         return;
     }

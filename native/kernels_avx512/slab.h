@@ -52,7 +52,8 @@ INLINE struct rows tile_rows(const struct weight *w, int r0, int k0, int n_tiles
     return (struct rows){
         .first = first + at,
         .stride = w->row_bytes,
-        .ahead = first + ROW_TILE * (at + (size_t)n_tiles * w->row_bytes),
+        .ahead = first + (size_t)n_tiles * ROW_TILE * w->row_bytes + ROW_TILE / PREFETCH_STREAMS * at,
+        .piece = ROW_TILE / PREFETCH_STREAMS * w->row_bytes,
     };
 }
 

@@ -65,42 +65,45 @@ INLINE void store_sums(__m512 *y, const struct sums *c, int n_tokens, const bool
     for (int t = 0; t < n_tokens; t++) y[t] = has_min ? _mm512_sub_ps(c->acc[t], c->macc[t]) : c->acc[t];
 }
 
-/* *r, of which the compiler knows that no half is left to others. */
-INLINE struct rows whole(const struct rows *r) { return (struct rows){.first = r->first, .stride = r->stride, .ahead = r->ahead}; }
+/* *r, with what the compiler should know of it. */
+INLINE struct rows whole(const struct rows *r, const bool one)
+{
+    return (struct rows){.first = r->first, .stride = r->stride, .ahead = r->ahead, .piece = r->piece, .one = one};
+}
 
-#define DEFINE_T(name, sub, zero, has_min, T)                                                                   \
-    INLINE void multiply_##name##_##T(void *ctx, int s, const __m512i *w, __m512 d, __m512 m)                   \
-    {                                                                                                           \
-        multiply_tokens(ctx, 0, s, w, d, m, T, sub, zero, has_min);                                             \
-    }                                                                                                           \
-    static void stream_##name##_##T(__m512 *y, const struct rows *r, int n_blocks, const struct act_rows *a, int n) \
-    {                                                                                                           \
-        struct sums c = {.a = a};                                                                               \
-        (void)n;                                                                                                \
-        for (int t = 0; t < T; t++) c.acc[t] = c.macc[t] = _mm512_setzero_ps();                                 \
-        struct rows rows = whole(r);                                                                             \
-        walk_##name(&rows, n_blocks, multiply_##name##_##T, &c);                                                \
-        store_sums(y, &c, T, has_min);                                                                          \
+#define DEFINE_T(name, block, sub, zero, has_min, T)                                                                    \
+    INLINE void multiply_##name##_##T(void *ctx, int s, const __m512i *w, __m512 d, __m512 m)                           \
+    {                                                                                                                   \
+        multiply_tokens(ctx, 0, s, w, d, m, T, sub, zero, has_min);                                                     \
+    }                                                                                                                   \
+    static void stream_##name##_##T(__m512 *y, const struct rows *r, int n_blocks, const struct act_rows *a, int n)     \
+    {                                                                                                                   \
+        struct sums c = {.a = a};                                                                                       \
+        (void)n;                                                                                                        \
+        for (int t = 0; t < T; t++) c.acc[t] = c.macc[t] = _mm512_setzero_ps();                                         \
+        struct rows rows = whole(r, T == 1 && block == 32);                                                             \
+        walk_##name(&rows, n_blocks, multiply_##name##_##T, &c);                                                        \
+        store_sums(y, &c, T, has_min);                                                                                  \
     }
-#define DEFINE(name, NAME, block, sub, zero, has_min)                                                           \
-    DEFINE_T(name, sub, zero, has_min, 1)                                                                       \
-    DEFINE_T(name, sub, zero, has_min, 2)                                                                       \
-    DEFINE_T(name, sub, zero, has_min, 3)                                                                       \
-    DEFINE_T(name, sub, zero, has_min, 4)                                                                       \
-    INLINE void multiply_##name(void *ctx, int s, const __m512i *w, __m512 d, __m512 m)                         \
-    {                                                                                                           \
-        multiply_all(ctx, s, w, d, m, sub, zero, has_min);                                                      \
-    }                                                                                                           \
-    static void stream_##name(__m512 *y, const struct rows *r, int n_blocks, const struct act_rows *a, int n)   \
-    {                                                                                                           \
-        struct sums c = {.a = a, .n_tokens = n};                                                                \
-        struct rows rows = whole(r);                                                                             \
-        walk_##name(&rows, n_blocks, multiply_##name, &c);                                                      \
-        store_sums(y, &c, n, has_min);                                                                          \
+#define DEFINE(name, NAME, block, sub, zero, has_min)                                                                   \
+    DEFINE_T(name, block, sub, zero, has_min, 1)                                                                        \
+    DEFINE_T(name, block, sub, zero, has_min, 2)                                                                        \
+    DEFINE_T(name, block, sub, zero, has_min, 3)                                                                        \
+    DEFINE_T(name, block, sub, zero, has_min, 4)                                                                        \
+    INLINE void multiply_##name(void *ctx, int s, const __m512i *w, __m512 d, __m512 m)                                 \
+    {                                                                                                                   \
+        multiply_all(ctx, s, w, d, m, sub, zero, has_min);                                                              \
+    }                                                                                                                   \
+    static void stream_##name(__m512 *y, const struct rows *r, int n_blocks, const struct act_rows *a, int n)           \
+    {                                                                                                                   \
+        struct sums c = {.a = a, .n_tokens = n};                                                                        \
+        struct rows rows = whole(r, false);                                                                             \
+        walk_##name(&rows, n_blocks, multiply_##name, &c);                                                              \
+        store_sums(y, &c, n, has_min);                                                                                  \
     }
 FOR_EACH_FORMAT(DEFINE)
 
-#define LINE(name, NAME, block, sub, zero, has_min) \
+#define LINE(name, NAME, block, sub, zero, has_min)                                                                     \
     [TYPE_##NAME] = {stream_##name, stream_##name##_1, stream_##name##_2, stream_##name##_3, stream_##name##_4},
 static stream_fn *const by_type[TYPE_COUNT][5] = {FOR_EACH_FORMAT(LINE)};
 
