@@ -21,9 +21,9 @@ struct rows {
     const unsigned char *first;
     size_t stride;
     const unsigned char *ahead; /* what is read some time later, to be prefetched: PREFETCH_STREAMS pieces of together 16 rows' worth */
-    size_t piece;               /* from piece to piece */
-    bool half;                  /* only the first half of each, the rest is the caller's */
-    bool one;                   /* they are one piece, and fetched as such */
+    size_t piece;               /* bytes from piece to piece */
+    bool half;                  /* the pieces are of 8 rows' worth, the other 8 are the caller's to fetch */
+    bool one;                   /* all 16 rows' worth as one piece */
 };
 
 INLINE const unsigned char *row_at(const struct rows *r, int i, size_t at)
