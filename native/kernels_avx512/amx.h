@@ -12,7 +12,7 @@ enum {
 
 /* The same columns of a group of activation rows, in the order in which they are read. */
 struct amx_group {
-    int8_t q[SLAB / ACT_BLOCK][AMX_TOKENS][ACT_BLOCK];
+    int8_t q[SLAB / 64][AMX_TOKENS][64];
     float scale[SLAB / ACT_BLOCK][AMX_TOKENS];
     float fsum[SLAB / 16][AMX_TOKENS]; /* of each sub-block: scale * sum; formats with a minimum only */
 };
@@ -26,17 +26,18 @@ struct amx_sums {
 void avx512_amx_begin(int sub);
 void avx512_amx_end(void);
 
-/* Weights that are unpacked some time later, to be fetched meanwhile: `step` bytes (at most a line) AMX_PREFETCHES times with
- * each sub-block of each group. */
+/* What is asked for while a tile is multiplied: from memory what is unpacked some time later, evenly, and from L2 into L1
+ * the rows that are unpacked next, with the last of the products. */
 struct amx_ahead {
-    const char *p;
-    ptrdiff_t step;
+    const char *far;           /* two pieces */
+    size_t piece, bytes;       /* from one to the other, and of each */
+    const char *near;          /* ROW_TILE rows */
+    size_t stride, near_bytes; /* from row to row, and of each */
 };
-enum { AMX_PREFETCHES = AMX_TOKENS / 2 };
 
 /* Adds n_sub sub-blocks' products to the sums of each group, or to 0 if they are the first. */
 typedef void amx_multiply_fn(struct amx_sums *c, const struct tile *w, const struct amx_group *a, int n_groups, int n_sub,
-                             bool first, struct amx_ahead ahead);
+                             bool first, const struct amx_ahead *ahead);
 
 /* By whether the weights are unsigned (formats with a minimum), and sub-block / 16 - 1. */
 extern amx_multiply_fn *const avx512_amx_multiply[2][2];

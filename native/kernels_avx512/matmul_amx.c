@@ -41,32 +41,44 @@ static void transpose(float (*out)[AMX_TOKENS], const __m512 in[AMX_TOKENS])
     for (int j = 0; j < 16; j++) _mm512_storeu_si512(out[j], v[j]);
 }
 
-/* Columns k0 .. k0+n of tokens t0 .. t0+n_tokens, at most a group; what is missing of it is zeros. */
-static void gather_group(struct amx_group *g, const struct act *a, int t0, int n_tokens, int k0, int n, const struct format *f)
+/* Columns k0 .. k0+n of tokens t0 .. t0+n_tokens, at most a group; what is missing of it is zeros. Those `ahead` bytes from them are
+ * fetched: another thread may have written them, and rows are too short for the processor to see a pattern. */
+INLINE void gather_columns(struct amx_group *g, const struct act *a, int t0, int n_tokens, int k0, const int n,
+                           const struct format *f, size_t ahead)
 {
-    int n_blocks = n / ACT_BLOCK, n_sub = n / f->sub;
+    const int n_blocks = n / ACT_BLOCK, n_sub = n / f->sub;
     float fsum[AMX_TOKENS][SLAB / 16];
     __m512 v[AMX_TOKENS];
-    for (int t = 0; t < AMX_TOKENS; t++) {
+    for (int t = 0; t < n_tokens; t++) {
         size_t at = (size_t)(t0 + t) * (size_t)a->n + (size_t)k0;
-        if (t < n_tokens) {
-            /* The next group's: another thread may have written it, and rows are too short for the processor to see a pattern. */
-            const char *next = (const char *)(a->q + at + (size_t)AMX_TOKENS * (size_t)a->n);
-            for (int i = 0; i < n; i += 64) _mm_prefetch(next + i, _MM_HINT_T0);
-            for (int b = 0; b < n_blocks; b++)
-                _mm256_storeu_si256((void *)g->q[b][t], _mm256_loadu_si256((const void *)(a->q + at + ACT_BLOCK * b)));
-            v[t] = _mm512_maskz_loadu_ps(lanes_left(n_blocks), a->scale + at / ACT_BLOCK);
-            if (f->has_min) prepare_sub_blocks(fsum[t], a, t0 + t, k0, n, f);
-        } else {
-            for (int b = 0; b < n_blocks; b++) _mm256_storeu_si256((void *)g->q[b][t], _mm256_setzero_si256());
-            v[t] = _mm512_setzero_ps();
+        const int8_t *q = a->q + at;
+        const int8_t *next = q + ahead;
+#pragma GCC unroll 8
+        for (int i = 0; i < n; i += 64) {
+            _mm_prefetch((const char *)next + i, _MM_HINT_T0);
+            _mm512_store_si512(g->q[i / 64][t], _mm512_maskz_loadu_epi32(lanes_left((n - i) / 4), q + i));
         }
+        v[t] = _mm512_maskz_loadu_ps(lanes_left(n_blocks), a->scale + at / ACT_BLOCK);
+        if (f->has_min) prepare_sub_blocks(fsum[t], a, t0 + t, k0, n, f);
+    }
+    for (int t = n_tokens; t < AMX_TOKENS; t++) {
+        for (int i = 0; i < n; i += 64) _mm512_store_si512(g->q[i / 64][t], _mm512_setzero_si512());
+        v[t] = _mm512_setzero_ps();
     }
     transpose(g->scale, v);
     for (int s = 0; f->has_min && s < n_sub; s += 16) {
         for (int t = 0; t < AMX_TOKENS; t++) v[t] = _mm512_maskz_loadu_ps(t < n_tokens ? lanes_left(n_sub - s) : 0, fsum[t] + s);
         transpose(g->fsum + s, v);
     }
+}
+
+/* The same, faster for the columns and formats that most matrices have. */
+static void gather_group(struct amx_group *g, const struct act *a, int t0, int n_tokens, int k0, int n, const struct format *f,
+                         size_t ahead)
+{
+    if (n != SLAB || (f->has_min && f->sub != 32)) gather_columns(g, a, t0, n_tokens, k0, n, f, ahead);
+    else if (f->has_min) gather_columns(g, a, t0, n_tokens, k0, SLAB, &(const struct format){.sub = 32, .has_min = true}, ahead);
+    else gather_columns(g, a, t0, n_tokens, k0, SLAB, &(const struct format){.sub = 32}, ahead);
 }
 
 static void add_minima(struct amx_sums *c, const struct tile *w, const struct amx_group *a, int n_sub)
@@ -96,32 +108,41 @@ static void multiply_tiles(const struct weight *w, const int *r0, int n_tiles, c
     const struct format *f = &formats[w->type];
     int n_groups = (n_tokens + AMX_TOKENS - 1) / AMX_TOKENS;
     amx_multiply_fn *multiply = avx512_amx_multiply[f->has_min][f->sub / 16 - 1];
-    /* The tiles after these: the first half in pieces, side by side, while weights are unpacked, the other while they are
-     * multiplied; each from its beginning to its end. */
+    /* The tiles after these: the first half in four pieces, side by side, while weights are unpacked, the other in two while
+     * they are multiplied; each from its beginning to its end. */
+    const char *far = (const char *)w->data + (size_t)(r0[0] + n_tiles * ROW_TILE) * w->row_bytes;
     size_t half = (size_t)n_tiles * ROW_TILE / 2 * w->row_bytes;
-    const unsigned char *next = (const unsigned char *)w->data + (size_t)(r0[0] + n_tiles * ROW_TILE) * w->row_bytes;
-    const unsigned char *other = next + half;
+    const char *other = far + half;
     if (f->has_min) memset(s->minima, 0, sizeof *s->minima * (size_t)(n_tiles * n_groups));
     int slab = slab_columns(w->n_in);
     for (int k0 = 0; k0 < w->n_in; k0 += slab) {
         int n = w->n_in - k0 < slab ? w->n_in - k0 : slab, n_sub = n / f->sub;
         for (int g = 0; g < n_groups; g++) {
             int left = n_tokens - g * AMX_TOKENS;
-            gather_group(&s->acts[g], a, t0 + g * AMX_TOKENS, left < AMX_TOKENS ? left : AMX_TOKENS, k0, n, f);
+            size_t ahead = left > AMX_TOKENS ? (size_t)AMX_TOKENS * (size_t)a->n : (size_t)n; /* the next group, or columns */
+            gather_group(&s->acts[g], a, t0 + g * AMX_TOKENS, left < AMX_TOKENS ? left : AMX_TOKENS, k0, n, f, ahead);
         }
         for (int i = 0; i < n_tiles; i++) {
             struct rows rows = tile_rows(w, r0[i], k0, n_tiles, f);
-            size_t row_bytes = (size_t)(n / f->block * f->block_bytes), bytes = ROW_TILE / 2 * row_bytes;
-            rows.ahead = next;
+            size_t row_bytes = (size_t)(n / f->block * f->block_bytes);
+            rows.ahead = (const unsigned char *)far;
             rows.piece = half / PREFETCH_STREAMS;
             rows.half = true;
-            next += bytes / PREFETCH_STREAMS;
+            far += ROW_TILE / 2 / PREFETCH_STREAMS * row_bytes;
             avx512_unpack_signed[w->type](&s->tile, &rows, n / f->block);
             int at = i * n_groups;
             for (int g = 0; f->has_min && g < n_groups; g++) add_minima(&s->minima[at + g], &s->tile, &s->acts[g], n_sub);
-            struct amx_ahead ahead = {(const char *)other, (ptrdiff_t)bytes / (n_groups * n_sub * AMX_PREFETCHES) + 1};
-            other += bytes;
-            multiply(s->sums + at, &s->tile, s->acts, n_groups, n_sub, k0 == 0, ahead);
+            struct amx_ahead ahead = {
+                .far = other,
+                .piece = half / 2,
+                .bytes = ROW_TILE / 4 * row_bytes,
+                .near = i + 1 < n_tiles ? (const char *)tile_rows(w, r0[i + 1], k0, n_tiles, f).first
+                                        : (const char *)tile_rows(w, r0[0], k0, n_tiles, f).first + row_bytes,
+                .stride = w->row_bytes,
+                .near_bytes = row_bytes,
+            };
+            other += ahead.bytes;
+            multiply(s->sums + at, &s->tile, s->acts, n_groups, n_sub, k0 == 0, &ahead);
         }
     }
 }

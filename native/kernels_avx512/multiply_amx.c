@@ -8,10 +8,10 @@
  * stored two pairs of sub-blocks ahead, so that nothing waits for TDPB's 52 cycles or for a store to reach L1.
  *
  * With few groups the weights' way from memory takes as long as all this, and a core waits for 16 lines at most: they have
- * to be asked for all the time, here too, evenly.
+ * to be asked for all the time, here too, evenly. And unpacking would wait for L2, while here there is time to fetch from it.
  *
  * Addresses are few and run on: GCC keeps what it has no registers for in vector registers, whose way back is the port
- * that the floats wait for.
+ * that the floats wait for. A tile's load that waits with them is late, and the products after it: 20 % slower for one stride.
  *
  * Configuration of the tiles is a thread's own; memory is the caller's; any thread. */
 #include "amx.h"
@@ -19,6 +19,12 @@
 
 /* What the tile registers are for; the intrinsics want numbers. */
 enum { C0, C1, C2, C3, A0, A1, B0, B1, TILES };
+
+enum {
+    FAR_PREFETCHES = 2, /* of each piece of amx_ahead, with a sub-block */
+    NEAR_ROWS = 4,      /* that are fetched with two pairs of sub-blocks, */
+    NEAR_LINES = 5,     /* at least so many lines of each: 512 columns in 4 bits */
+};
 
 void avx512_amx_begin(int sub)
 {
@@ -47,33 +53,40 @@ struct progress {
     int taking_left;
     struct amx_sums *sums;
     bool first;        /* the sums begin here, from 0 */
-    struct amx_ahead ahead;
+    const char *far;   /* amx_ahead's */
+    size_t piece, step;
     __m512 acc[AMX_TOKENS];
 };
 
-/* Tile registers c = a * b: a sub-block of the tokens times the same of the rows. */
-#define PRODUCT(c, a_tile, b_tile, q, w)                        \
-    do {                                                        \
-        _tile_zero(c);                                          \
-        _tile_loadd(a_tile, q, ACT_BLOCK);                      \
-        _tile_loadd(b_tile, w, sizeof *(w));                    \
-        if (is_unsigned) _tile_dpbsud(c, a_tile, b_tile);       \
-        else _tile_dpbssd(c, a_tile, b_tile);                   \
+/* As the intrinsics, but with a displacement, which saves registers; so does that all rows are 64 bytes apart. */
+#define LOAD(tile, base, at) \
+    __asm__ volatile("tileloadd %c[d](%[p],%[s],1), %%tmm" #tile ::[d] "i"(at), [p] "r"(base), [s] "r"((ptrdiff_t)64))
+#define STORE(tile, base, at)                                                                                              \
+    __asm__ volatile("tilestored %%tmm" #tile ", %c[d](%[p],%[s],1)" ::[d] "i"(at), [p] "r"(base), [s] "r"((ptrdiff_t)64) \
+                     : "memory")
+
+/* Tile registers c = a * b: a sub-block of the tokens times the same of the rows, the second of the pair if `second`. */
+#define PRODUCT(c, a_tile, b_tile, second)                              \
+    do {                                                                \
+        _tile_zero(c);                                                  \
+        LOAD(a_tile, p->q, (second)*sub);                               \
+        LOAD(b_tile, p->w, (second) * (sub / 4) * 64);                  \
+        if (is_unsigned) _tile_dpbsud(c, a_tile, b_tile);               \
+        else _tile_dpbssd(c, a_tile, b_tile);                           \
     } while (0)
 
-/* Two sub-blocks of 32 are two blocks of the group, of 16 two halves of one. */
+/* Two sub-blocks of 32 are 64 columns, two of 16 the first or the second half of them (and their pairs are even in number: they
+ * come in super-blocks). */
 INLINE void multiply_pair(struct progress *p, int n_pairs, const int odd, const int sub, const bool is_unsigned)
 {
-    const int8_t *q = p->q, *q2 = q + (sub == ACT_BLOCK ? AMX_TOKENS * ACT_BLOCK : sub);
-    const __m512i *w = p->w, *w2 = w + sub / 4;
     if (odd) {
-        PRODUCT(2, 4, 6, q, w);
-        PRODUCT(3, 5, 7, q2, w2);
+        PRODUCT(2, 4, 6, 0);
+        PRODUCT(3, 5, 7, 1);
     } else {
-        PRODUCT(0, 4, 6, q, w);
-        PRODUCT(1, 5, 7, q2, w2);
+        PRODUCT(0, 4, 6, 0);
+        PRODUCT(1, 5, 7, 1);
     }
-    p->q += 2 * sub * AMX_TOKENS;
+    p->q += sub == 16 && !odd ? 32 : AMX_TOKENS * 64 - (sub == 16 ? 32 : 0);
     p->w += 2 * sub / 4;
     if (--p->left) return;
     p->left = n_pairs;
@@ -81,14 +94,14 @@ INLINE void multiply_pair(struct progress *p, int n_pairs, const int odd, const 
     p->w -= n_pairs * 2 * sub / 4;
 }
 
-INLINE void store_pair(__m512i sum[2][AMX_TOKENS], const int odd)
+INLINE void store_pair(__m512i sum[2][2][AMX_TOKENS], const int odd)
 {
     if (odd) {
-        _tile_stored(2, sum[0], sizeof **sum);
-        _tile_stored(3, sum[1], sizeof **sum);
+        STORE(2, sum, 2048);
+        STORE(3, sum, 3072);
     } else {
-        _tile_stored(0, sum[0], sizeof **sum);
-        _tile_stored(1, sum[1], sizeof **sum);
+        STORE(0, sum, 0);
+        STORE(1, sum, 1024);
     }
 }
 
@@ -104,9 +117,10 @@ INLINE void take_sub_block(struct progress *p, const __m512i *sum, const float *
 {
 #pragma GCC unroll 16
     for (int t = 0; t < AMX_TOKENS; t++) {
-        if (t % (AMX_TOKENS / AMX_PREFETCHES) == 0) {
-            _mm_prefetch(p->ahead.p, _MM_HINT_T1);
-            p->ahead.p += p->ahead.step;
+        if (t % (AMX_TOKENS / FAR_PREFETCHES) == 0) {
+            _mm_prefetch(p->far, _MM_HINT_T1);
+            _mm_prefetch(p->far + p->piece, _MM_HINT_T1);
+            p->far += p->step;
         }
         p->acc[t] = _mm512_fmadd_ps(magic_float(sum[t]), _mm512_mul_ps(d, _mm512_set1_ps(scale[t])), p->acc[t]);
     }
@@ -132,29 +146,44 @@ INLINE void take_pair(struct progress *p, __m512i sum[2][AMX_TOKENS], int n_pair
     p->d -= n_pairs * 2;
 }
 
+/* Some of the rows that are unpacked next, and on to others. */
+INLINE void fetch_near(struct amx_ahead *a)
+{
+    __asm__ volatile("" : "+m"(*a)); /* it stays in memory: the products need the registers */
+#pragma GCC unroll 4
+    for (int r = 0; r < NEAR_ROWS; r++, a->near += a->stride) {
+#pragma GCC unroll 8
+        for (int i = 0; i < NEAR_LINES; i++) _mm_prefetch(a->near + 64 * i, _MM_HINT_T0);
+        for (size_t i = 64 * NEAR_LINES; i < a->near_bytes; i += 64) _mm_prefetch(a->near + i, _MM_HINT_T0);
+    }
+}
+
 /* In step i pair i of sub-blocks is multiplied, pair i - 1 stored and pair i - 2 taken in, on through all groups. The
  * last pair of each may be half a pair: the other half is whatever lies there, and not taken in. */
 INLINE void products(struct amx_sums *c, const struct tile *w, const struct amx_group *a, int n_groups, int n_sub,
-                     bool first, struct amx_ahead ahead, const int sub, const bool is_unsigned)
+                     bool first, const struct amx_ahead *ahead, const int sub, const bool is_unsigned)
 {
     __m512i sum[2][2][AMX_TOKENS];
     int n_pairs = (n_sub + 1) / 2, n = n_groups * n_pairs;
     bool odd_end = n_sub % 2;
     struct progress p = {.q = a->q[0][0], .w = w->w, .left = n_pairs, .scale = a->scale[0], .d = w->d,
-                         .taking_left = n_pairs, .sums = c, .first = first, .ahead = ahead};
+                         .taking_left = n_pairs, .sums = c, .first = first, .far = ahead->far, .piece = ahead->piece,
+                         .step = ahead->bytes / (size_t)(2 * n * FAR_PREFETCHES) + 1};
+    struct amx_ahead near = *ahead;
     for (int i = 0; i < n + 2; i += 2) {
+        if (i >= n - 2 * ROW_TILE / NEAR_ROWS) fetch_near(&near);
         if (i < n) multiply_pair(&p, n_pairs, 0, sub, is_unsigned);
-        if (i > 0 && i <= n) store_pair(sum[1], 1);
+        if (i > 0 && i <= n) store_pair(sum, 1);
         if (i > 1) take_pair(&p, sum[0], n_pairs, odd_end, sub);
         if (i + 1 < n) multiply_pair(&p, n_pairs, 1, sub, is_unsigned);
-        if (i < n) store_pair(sum[0], 0);
+        if (i < n) store_pair(sum, 0);
         if (i > 1 && i - 1 < n) take_pair(&p, sum[1], n_pairs, odd_end, sub);
     }
 }
 
 #define PARAMETERS                                                                                                           \
     struct amx_sums *c, const struct tile *w, const struct amx_group *a, int n_groups, int n_sub, bool first,                \
-        struct amx_ahead ahead
+        const struct amx_ahead *ahead
 
 static void multiply16(PARAMETERS) { products(c, w, a, n_groups, n_sub, first, ahead, 16, false); }
 static void multiply32(PARAMETERS) { products(c, w, a, n_groups, n_sub, first, ahead, 32, false); }
