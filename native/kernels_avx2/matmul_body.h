@@ -28,30 +28,34 @@ struct ahead {
 };
 
 /* acc, of n_t rows starting at activation row t, += the slab of n elements at k. Meanwhile a share of the
- * weights that come next is on its way: `lines` cache lines with each sub-block. */
+ * weights that come next is on its way: `lines` cache lines with each ACT_BLOCK. */
 INLINE void multiply(struct matmul_scratch *s, float (*acc)[ROW_TILE], const struct act *a, int t, size_t k, int n,
-                     struct ahead *ahead, int lines, int n_t, int sub, int bits)
+                     struct ahead *ahead, int lines, int n_t, int sub, int bits, bool has_zero)
 {
     size_t row = (size_t)a->n, blocks = row / ACT_BLOCK;
     const int8_t *q = a->q + (size_t)t * row + k;
     const float *scale = a->scale + (size_t)t * blocks + k / ACT_BLOCK;
-    for (int j = 0; j < n / sub; j++) {
-        __m256i isum[TOKENS][2];
-        const int32_t *start[TOKENS];
-#pragma GCC unroll 8
-        for (int i = 0; i < n_t; i++) start[i] = &s->offset[i][j];
+    for (int block = 0; block < n / ACT_BLOCK; block++) {
         for (int i = 0; i < lines && ahead->p < ahead->end; i++, ahead->p += 64)
             _mm_prefetch((const char *)ahead->p, _MM_HINT_T1);
-        dot_tile(isum, start, s->packed.q[j * sub / 4][0], q + j * sub, row, n_t, sub, bits);
-        __m256 d0 = _mm256_load_ps(s->packed.d[j]), d1 = _mm256_load_ps(s->packed.d[j] + 8);
+#pragma GCC unroll 2
+        for (int part = 0; part < ACT_BLOCK / sub; part++) {
+            int j = block * (ACT_BLOCK / sub) + part;
+            __m256i isum[TOKENS][2];
+            const int32_t *start[TOKENS];
 #pragma GCC unroll 8
-        for (int i = 0; i < n_t; i++) {
-            __m256 ds = _mm256_set1_ps(scale[(size_t)i * blocks + (size_t)(j * sub / ACT_BLOCK)]);
-            __m256 a0 = _mm256_load_ps(acc[i]), a1 = _mm256_load_ps(acc[i] + 8);
-            a0 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum[i][0]), _mm256_mul_ps(d0, ds), a0);
-            a1 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum[i][1]), _mm256_mul_ps(d1, ds), a1);
-            _mm256_store_ps(acc[i], a0);
-            _mm256_store_ps(acc[i] + 8, a1);
+            for (int i = 0; i < n_t; i++) start[i] = has_zero ? &s->offset[i][j] : NULL;
+            dot_tile(isum, start, s->packed.q[j * sub / 4][0], q + j * sub, row, n_t, sub, bits);
+            __m256 d0 = _mm256_load_ps(s->packed.d[j]), d1 = _mm256_load_ps(s->packed.d[j] + 8);
+#pragma GCC unroll 8
+            for (int i = 0; i < n_t; i++) {
+                __m256 ds = _mm256_set1_ps(scale[(size_t)i * blocks + (size_t)block]);
+                __m256 a0 = _mm256_load_ps(acc[i]), a1 = _mm256_load_ps(acc[i] + 8);
+                a0 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum[i][0]), _mm256_mul_ps(d0, ds), a0);
+                a1 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum[i][1]), _mm256_mul_ps(d1, ds), a1);
+                _mm256_store_ps(acc[i], a0);
+                _mm256_store_ps(acc[i] + 8, a1);
+            }
         }
     }
 }
@@ -88,19 +92,26 @@ typedef void multiply_fn(struct matmul_scratch *s, float (*acc)[ROW_TILE], const
 typedef void multiply_min_fn(const struct avx2_packed *packed, float (*macc)[ROW_TILE], const float *fsum, size_t ld,
                              int n_sub);
 
-#define DEFINE_MULTIPLY(n_t, sub, bits) \
-    static void multiply_##n_t##_##sub##_##bits(struct matmul_scratch *s, float (*acc)[ROW_TILE], \
-                                                const struct act *a, int t, size_t k, int n, \
-                                                struct ahead *ahead, int lines) \
+/* X(n_t, sub, bits, has_zero): what the formats need. */
+#define FOR_EACH_SHAPE(X, n_t) \
+    X(n_t, 32, 4, false) \
+    X(n_t, 32, 4, true) \
+    X(n_t, 32, 5, false) \
+    X(n_t, 32, 5, true) \
+    X(n_t, 32, 8, true) \
+    X(n_t, 16, 4, false) \
+    X(n_t, 16, 4, true) \
+    X(n_t, 16, 6, true)
+
+#define DEFINE_MULTIPLY(n_t, sub, bits, has_zero) \
+    static void multiply_##n_t##_##sub##_##bits##_##has_zero(struct matmul_scratch *s, float (*acc)[ROW_TILE], \
+                                                             const struct act *a, int t, size_t k, int n, \
+                                                             struct ahead *ahead, int lines) \
     { \
-        multiply(s, acc, a, t, k, n, ahead, lines, n_t, sub, bits); \
+        multiply(s, acc, a, t, k, n, ahead, lines, n_t, sub, bits, has_zero && (bits < 8 || PRODUCT_Q8_ZERO)); \
     }
 #define DEFINE_MULTIPLY_SHAPES(n_t) \
-    DEFINE_MULTIPLY(n_t, 32, 4) \
-    DEFINE_MULTIPLY(n_t, 32, 5) \
-    DEFINE_MULTIPLY(n_t, 32, 8) \
-    DEFINE_MULTIPLY(n_t, 16, 4) \
-    DEFINE_MULTIPLY(n_t, 16, 6) \
+    FOR_EACH_SHAPE(DEFINE_MULTIPLY, n_t) \
     static void multiply_min_##n_t(const struct avx2_packed *packed, float (*macc)[ROW_TILE], const float *fsum, \
                                    size_t ld, int n_sub) \
     { \
@@ -112,40 +123,44 @@ DEFINE_MULTIPLY_SHAPES(2)
 DEFINE_MULTIPLY_SHAPES(3)
 DEFINE_MULTIPLY_SHAPES(4)
 
-enum shape { SHAPE_32_4, SHAPE_32_5, SHAPE_32_8, SHAPE_16_4, SHAPE_16_6, N_SHAPES };
+struct shape {
+    int sub, bits;
+    bool has_zero;
+    multiply_fn *multiply[TOKENS + 1]; /* by number of tokens */
+};
 
-#define SHAPES(n_t) \
-    {multiply_##n_t##_32_4, multiply_##n_t##_32_5, multiply_##n_t##_32_8, multiply_##n_t##_16_4, \
-     multiply_##n_t##_16_6}
+#define SHAPE(n_t, sub, bits, has_zero) \
+    {sub, bits, has_zero, {NULL, multiply_1_##sub##_##bits##_##has_zero, multiply_2_##sub##_##bits##_##has_zero, \
+                           multiply_3_##sub##_##bits##_##has_zero, multiply_4_##sub##_##bits##_##has_zero}},
 
-static multiply_fn *const multiply_shapes[TOKENS + 1][N_SHAPES] = {{0}, SHAPES(1), SHAPES(2), SHAPES(3), SHAPES(4)};
+static const struct shape shapes[] = {FOR_EACH_SHAPE(SHAPE, )};
 static multiply_min_fn *const multiply_mins[TOKENS + 1] = {NULL, multiply_min_1, multiply_min_2, multiply_min_3,
                                                            multiply_min_4};
 
-static enum shape shape_of(const struct avx2_format *f)
+static const struct shape *shape_of(const struct avx2_format *f)
 {
-    if (f->sub == 16) return f->bits == 6 ? SHAPE_16_6 : SHAPE_16_4;
-    return f->bits == 8 ? SHAPE_32_8 : f->bits == 5 ? SHAPE_32_5 : SHAPE_32_4;
+    const struct shape *s = shapes;
+    while (s->sub != f->sub || s->bits != f->bits || s->has_zero != (f->zero != 0)) s++;
+    return s;
 }
 
 /* The slab of n elements at k, packed already, times activation rows t0 .. t0+n_t-1. */
-static void multiply_slab(struct matmul_scratch *s, const struct avx2_format *f, const struct act *a, int t0, int n_t,
-                          int k, int n, struct ahead *ahead)
+static void multiply_slab(struct matmul_scratch *s, const struct avx2_format *f, const struct shape *shape,
+                          const struct act *a, int t0, int n_t, int k, int n, struct ahead *ahead)
 {
-    /* Spread over all sub-blocks of all rows of activations. */
-    int n_steps = (n_t + TOKENS - 1) / TOKENS * (n / f->sub);
+    /* Spread over all blocks of all rows of activations. */
+    int n_steps = (n_t + TOKENS - 1) / TOKENS * (n / ACT_BLOCK);
     int lines = (int)((ahead->end - ahead->p) / 64 / n_steps + 1);
     int zero = f->bits == 8 ? PRODUCT_Q8_ZERO : f->zero;
-    enum shape shape = shape_of(f);
     for (int i = 0; i < n_t; i += TOKENS) {
         int count = n_t - i < TOKENS ? n_t - i : TOKENS;
         for (int c = 0; c < count; c++) {
             size_t at = (size_t)(t0 + i + c) * (size_t)a->n + (size_t)k;
-            correct_zero(s->offset[c], a->sum + at / ACT_SUM_BLOCK, n, f->sub, zero);
+            if (zero) correct_zero(s->offset[c], a->sum + at / ACT_SUM_BLOCK, n, f->sub, zero);
             if (f->has_min && f->sub == 32)
                 sum_blocks(s->fsum[c], a->scale + at / ACT_BLOCK, a->sum + at / ACT_SUM_BLOCK, n);
         }
-        multiply_shapes[count][shape](s, s->acc + i, a, t0 + i, (size_t)k, n, ahead, lines);
+        shape->multiply[count](s, s->acc + i, a, t0 + i, (size_t)k, n, ahead, lines);
         if (!f->has_min) continue;
         if (f->sub == 32) {
             multiply_mins[count](&s->packed, s->macc + i, s->fsum[0], AVX2_SLAB / 32, n / 32);
@@ -156,11 +171,31 @@ static void multiply_slab(struct matmul_scratch *s, const struct avx2_format *f,
     }
 }
 
+/* y, n_t rows ld_y apart, = the sums of a tile: its rows r and up, below row1. first[h]: which row lane 8*h is. */
+static void store_tile(float *y, size_t ld_y, const struct matmul_scratch *s, int n_t, const int first[2], int r,
+                       int row1, bool has_min)
+{
+    bool whole = first[1] == r + 8 && r + ROW_TILE <= row1;
+    for (int t = 0; t < n_t; t++, y += ld_y) {
+        float lane[ROW_TILE];
+        for (int h = 0; h < 2; h++) {
+            __m256 v = _mm256_load_ps(s->acc[t] + 8 * h);
+            if (has_min) v = _mm256_sub_ps(v, _mm256_load_ps(s->macc[t] + 8 * h));
+            _mm256_storeu_ps(whole ? y + r + 8 * h : lane + 8 * h, v);
+        }
+        for (int i = r; !whole && i < r + ROW_TILE && i < row1; i++) {
+            int half = (i - r) / 8;
+            y[i] = lane[8 * half + i - first[half]];
+        }
+    }
+}
+
 static void matmul(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
                    void *scratch)
 {
     struct matmul_scratch *s = scratch;
     const struct avx2_format *f = &avx2_formats[w->type];
+    const struct shape *shape = shape_of(f);
     for (int r = row0; r < row1; r += ROW_TILE) {
         /* Rows of the tile: where the matrix ends within one, a half starts earlier, at the last eight rows. */
         int first[2] = {r, r + 8};
@@ -174,22 +209,15 @@ static void matmul(const struct weight *w, int row0, int row1, const struct act 
         for (int t0 = 0; t0 < a->n_rows; t0 += TOKEN_BLOCK) {
             int n_t = a->n_rows - t0 < TOKEN_BLOCK ? a->n_rows - t0 : TOKEN_BLOCK;
             memset(s->acc, 0, (size_t)n_t * sizeof *s->acc);
-            memset(s->macc, 0, (size_t)n_t * sizeof *s->macc);
+            if (f->has_min) memset(s->macc, 0, (size_t)n_t * sizeof *s->macc);
             for (int k = 0; k < a->n; k += AVX2_SLAB) {
                 int n = a->n - k < AVX2_SLAB ? a->n - k : AVX2_SLAB, n_blocks = n / f->block;
                 size_t at = (size_t)(k / f->block) * f->block_bytes;
                 for (int h = 0; h < n_halves; h++) f->pack(&s->packed, h, p[h] + at, w->row_bytes, n_blocks);
                 struct ahead ahead = {next_tile + ROW_TILE * at, next_tile + ROW_TILE * (at + (size_t)n_blocks * f->block_bytes)};
-                multiply_slab(s, f, a, t0, n_t, k, n, &ahead);
+                multiply_slab(s, f, shape, a, t0, n_t, k, n, &ahead);
             }
-            for (int t = 0; t < n_t; t++) {
-                float *out = y + (size_t)(t0 + t) * ld_y;
-                const float *acc = s->acc[t], *macc = s->macc[t];
-                for (int i = r; i < r + ROW_TILE && i < row1; i++) {
-                    int half = (i - r) / 8, lane = 8 * half + i - first[half];
-                    out[i] = f->has_min ? acc[lane] - macc[lane] : acc[lane];
-                }
-            }
+            store_tile(y + (size_t)t0 * ld_y, ld_y, s, n_t, first, r, row1, f->has_min);
         }
     }
 }

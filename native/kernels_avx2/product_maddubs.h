@@ -8,6 +8,8 @@
 #ifndef INFER_AVX2_PRODUCT_H
 #define INFER_AVX2_PRODUCT_H
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <string.h>
 
 #include "simd.h"
@@ -55,6 +57,13 @@ INLINE __m256i load_group(const uint8_t *w, int g, int half)
     return _mm256_load_si256((const __m256i *)(w + 64 * g + 32 * half));
 }
 
+/* acc = sum, and the start if the format has a zero, or acc += sum. */
+INLINE void add_sum(__m256i *acc, const int32_t *start, bool first, __m256i sum)
+{
+    if (!first) *acc = _mm256_add_epi32(*acc, sum);
+    else *acc = start ? _mm256_add_epi32(sum, _mm256_set1_epi32(*start)) : sum;
+}
+
 /* 4 and 5 bits: `run` groups of 4 elements are added in 16 bits. */
 INLINE void dot_tile_narrow(__m256i acc[][2], const int32_t *const start[], const uint8_t *w, const int8_t *q,
                             size_t ld, int n_t, int n_groups, int run)
@@ -72,9 +81,8 @@ INLINE void dot_tile_narrow(__m256i acc[][2], const int32_t *const start[], cons
             SETTLE(pairs[t][0]);
             SETTLE(pairs[t][1]);
             if (g % run < run - 1 && g < n_groups - 1) continue;
-            __m256i first = _mm256_set1_epi32(*start[t]);
-            acc[t][0] = _mm256_add_epi32(g < run ? first : acc[t][0], widen16(pairs[t][0]));
-            acc[t][1] = _mm256_add_epi32(g < run ? first : acc[t][1], widen16(pairs[t][1]));
+            add_sum(&acc[t][0], start[t], g < run, widen16(pairs[t][0]));
+            add_sum(&acc[t][1], start[t], g < run, widen16(pairs[t][1]));
         }
     }
 }
@@ -92,9 +100,8 @@ INLINE void dot_tile_6(__m256i acc[][2], const int32_t *const start[], const uin
             __m256i b = broadcast4(q + (size_t)t * ld + 4 * g), c = broadcast4(q + (size_t)t * ld + 4 * g + 4);
             __m256i p0 = _mm256_add_epi16(_mm256_maddubs_epi16(w0, b), _mm256_maddubs_epi16(v0, c));
             __m256i p1 = _mm256_add_epi16(_mm256_maddubs_epi16(w1, b), _mm256_maddubs_epi16(v1, c));
-            __m256i first = _mm256_set1_epi32(*start[t]);
-            acc[t][0] = _mm256_add_epi32(g == 0 ? first : acc[t][0], widen16(p0));
-            acc[t][1] = _mm256_add_epi32(g == 0 ? first : acc[t][1], widen16(p1));
+            add_sum(&acc[t][0], start[t], g == 0, widen16(p0));
+            add_sum(&acc[t][1], start[t], g == 0, widen16(p1));
             SETTLE(acc[t][0]);
             SETTLE(acc[t][1]);
         }
@@ -111,17 +118,17 @@ INLINE void dot_tile_8(__m256i acc[][2], const int32_t *const start[], const uin
         __m256i w0 = _mm256_xor_si256(load_group(w, g, 0), offset), w1 = _mm256_xor_si256(load_group(w, g, 1), offset);
 #pragma GCC unroll 8
         for (int t = 0; t < n_t; t++) {
-            __m256i b = broadcast4(q + (size_t)t * ld + 4 * g), first = _mm256_set1_epi32(*start[t]);
-            acc[t][0] = _mm256_add_epi32(g == 0 ? first : acc[t][0], pair_signed(w0, b));
-            acc[t][1] = _mm256_add_epi32(g == 0 ? first : acc[t][1], pair_signed(w1, b));
+            __m256i b = broadcast4(q + (size_t)t * ld + 4 * g);
+            add_sum(&acc[t][0], start[t], g == 0, pair_signed(w0, b));
+            add_sum(&acc[t][1], start[t], g == 0, pair_signed(w1, b));
             SETTLE(acc[t][0]);
             SETTLE(acc[t][1]);
         }
     }
 }
 
-/* acc = start + a sub-block (sub elements) of a packed tile times n_t rows of q, ld apart. The start is added as
- * late as possible: until then the 16-bit sums need the registers. */
+/* acc = start (NULL: 0) + a sub-block (sub elements) of a packed tile times n_t rows of q, ld apart. The start is
+ * added as late as possible: until then the 16-bit sums need the registers. */
 INLINE void dot_tile(__m256i acc[][2], const int32_t *const start[], const uint8_t *w, const int8_t *q, size_t ld,
                      int n_t, int sub, int bits)
 {

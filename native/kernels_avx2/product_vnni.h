@@ -38,13 +38,13 @@ INLINE __m256i dot16_signed(__m256i acc, const __m256i w[4], const int8_t *q)
     return acc;
 }
 
-/* acc = start + a sub-block (sub elements) of a packed tile times n_t rows of q, ld apart. */
+/* acc = start (NULL: 0) + a sub-block (sub elements) of a packed tile times n_t rows of q, ld apart. */
 INLINE void dot_tile(__m256i acc[][2], const int32_t *const start[], const uint8_t *w, const int8_t *q, size_t ld,
                      int n_t, int sub, int bits)
 {
     (void)bits;
 #pragma GCC unroll 8
-    for (int t = 0; t < n_t; t++) acc[t][0] = acc[t][1] = _mm256_set1_epi32(*start[t]);
+    for (int t = 0; t < n_t; t++) acc[t][0] = acc[t][1] = start[t] ? _mm256_set1_epi32(*start[t]) : _mm256_setzero_si256();
 #pragma GCC unroll 8
     for (int g = 0; g < sub / 4; g++) {
         __m256i w0 = _mm256_load_si256((const __m256i *)(w + 64 * g));

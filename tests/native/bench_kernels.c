@@ -124,9 +124,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "n_in must be a multiple of 256, not %s\n", argv[3]);
         return 1;
     }
-    if (argc > 4) weight_bytes = (size_t)atoi(argv[4]) << 20;
-    if (weight_bytes < (1 << 20)) {
-        fprintf(stderr, "weights take at least 1 MB, not %s\n", argv[4]);
+    if (argc > 4) weight_bytes = (size_t)(atof(argv[4]) * (1 << 20));
+    if (weight_bytes < ROW_TILE * tensor_row_bytes(TYPE_F32, n_in)) {
+        fprintf(stderr, "weights take at least %d rows of %d floats, %s MB are fewer\n", ROW_TILE, n_in, argv[4]);
         return 1;
     }
     /* Small numbers everywhere: scales are no NaN, whichever bytes they are. */
