@@ -1,123 +1,146 @@
-/* One activation row times quantized weight rows, unpacked in registers: template.
+/* A few activation rows times quantized weight rows, unpacked in registers: template.
  *
  * Decoding one token reads every weight once, so this is to keep up with memory: eight rows at a time,
  * lane = row, each block multiplied as it unpacks and never stored. Eight consecutive
  * rows are one contiguous piece of the file; while one is worked on, the next
- * is prefetched, line by line. Includes a product_*.h before this. */
+ * is prefetched, line by line. Includes a product_*.h before this.
+ *
+ * The eight rows' pointers fill the general registers. So that one more reaches all activations, those of several rows
+ * are laid side by side first: dword by dword, STRIDE of them. */
 #include "avx2.h"
 #include "correction.h"
 #include "kernels.h"
 
 enum { MATVEC_TOKENS = 4 };
 
+/* Dwords from group to group of T rows' activations. */
+#define STRIDE(T) ((T) > 2 ? 4 : (T))
+
+/* By row, as the corrections are computed, and side by side. */
 struct matvec_scratch {
-    int32_t offset[MATVEC_TOKENS][AVX2_MATVEC_MAX / 16];
-    float fsum[MATVEC_TOKENS][AVX2_MATVEC_MAX / 32];
+    int32_t row_offset[MATVEC_TOKENS][AVX2_MATVEC_MAX / 16];
+    float row_fsum[MATVEC_TOKENS][AVX2_MATVEC_MAX / 32];
+    int8_t q[MATVEC_TOKENS * AVX2_MATVEC_MAX];
+    float scale[MATVEC_TOKENS * AVX2_MATVEC_MAX / 32];
+    int32_t offset[MATVEC_TOKENS * AVX2_MATVEC_MAX / 16];
+    float fsum[MATVEC_TOKENS * AVX2_MATVEC_MAX / 16];
 };
 
-/* Where unpack8.h delivers to. Offsets are of this block's elements. */
+/* Activations as the products read them, at one block. T rows: element i of each is STRIDE(T) * i. */
+struct side_by_side {
+    const int8_t *q;       /* by group of four elements, four bytes each */
+    const float *scale;    /* by 32 elements */
+    const int32_t *offset; /* by sub-block; formats with a zero */
+    const float *fsum;     /* by sub-block; formats with a minimum */
+};
+
+/* dst: the n dwords of T rows, side by side. */
+static inline void interleave(void *dst, const void *const rows[], int n, int T)
+{
+    uint8_t *out = dst;
+    const uint8_t *r[4]; /* where T is 3, the third twice */
+    for (int t = 0; t < 4; t++) r[t] = rows[t < T ? t : T - 1];
+    int i = 0;
+    for (; T > 2 && i + 4 <= n; i += 4, out += 64) {
+        __m128i v[4];
+        for (int t = 0; t < 4; t++) v[t] = _mm_loadu_si128((const __m128i *)(r[t] + 4 * i));
+        __m128i a = _mm_unpacklo_epi32(v[0], v[1]), b = _mm_unpacklo_epi32(v[2], v[3]);
+        __m128i c = _mm_unpackhi_epi32(v[0], v[1]), d = _mm_unpackhi_epi32(v[2], v[3]);
+        _mm_storeu_si128((__m128i *)out, _mm_unpacklo_epi64(a, b));
+        _mm_storeu_si128((__m128i *)(out + 16), _mm_unpackhi_epi64(a, b));
+        _mm_storeu_si128((__m128i *)(out + 32), _mm_unpacklo_epi64(c, d));
+        _mm_storeu_si128((__m128i *)(out + 48), _mm_unpackhi_epi64(c, d));
+    }
+    for (; T == 2 && i + 4 <= n; i += 4, out += 32) {
+        __m128i a = _mm_loadu_si128((const __m128i *)(r[0] + 4 * i)), b = _mm_loadu_si128((const __m128i *)(r[1] + 4 * i));
+        _mm_storeu_si128((__m128i *)out, _mm_unpacklo_epi32(a, b));
+        _mm_storeu_si128((__m128i *)(out + 16), _mm_unpackhi_epi32(a, b));
+    }
+    for (; i < n; i++)
+        for (int t = 0; t < STRIDE(T); t++, out += 4) memcpy(out, r[t] + 4 * i, 4);
+}
+
+/* The first T rows of a. */
+static struct side_by_side lay_side_by_side(struct matvec_scratch *sc, const struct act *a, int T, int sub, int zero,
+                                            bool has_min)
+{
+    const void *q[MATVEC_TOKENS], *scale[MATVEC_TOKENS], *offset[MATVEC_TOKENS], *fsum[MATVEC_TOKENS];
+    for (int t = 0; t < T; t++) {
+        size_t at = (size_t)t * (size_t)a->n;
+        if (zero) correct_zero(sc->row_offset[t], a->sum + at / 16, a->n, sub, zero);
+        if (has_min && sub == 32) sum_blocks(sc->row_fsum[t], a->scale + at / 32, a->sum + at / 16, a->n);
+        q[t] = a->q + at;
+        scale[t] = a->scale + at / 32;
+        offset[t] = sc->row_offset[t];
+        fsum[t] = sub == 32 ? sc->row_fsum[t] : a->fsum + at / 16;
+    }
+    if (T == 1) return (struct side_by_side){q[0], scale[0], offset[0], fsum[0]};
+    interleave(sc->q, q, a->n / 4, T);
+    interleave(sc->scale, scale, a->n / 32, T);
+    if (zero) interleave(sc->offset, offset, a->n / sub, T);
+    if (has_min) interleave(sc->fsum, fsum, a->n / sub, T);
+    return (struct side_by_side){sc->q, sc->scale, sc->offset, sc->fsum};
+}
+
+/* Where unpack8.h delivers to. */
 struct sink {
-    int n_t, sub, bits, zero; /* constants of the function */
-    bool has_min;
-    const int8_t *q[MATVEC_TOKENS];
-    const float *scale[MATVEC_TOKENS];    /* by 32 elements */
-    const int32_t *offset[MATVEC_TOKENS]; /* by sub-block; formats with a zero */
-    const float *fsum[MATVEC_TOKENS];     /* by sub-block; formats with a minimum */
-    int k;                 /* first element of this block */
-    const uint8_t *next;   /* what eight rows later takes the place of this block */
+    int n_t, sub, bits; /* constants of the function */
+    bool has_zero, has_min;
+    struct side_by_side a;  /* this block's */
+    const uint8_t *next;    /* what eight rows later takes the place of this block */
     int lines, puts, n_put; /* cache lines of it, calls of put in a block, and those so far */
-    __m256i isum[16][MATVEC_TOKENS];
+    struct dot dot[16][MATVEC_TOKENS];
     __m256 acc[MATVEC_TOKENS], macc[MATVEC_TOKENS];
 };
 
-INLINE __m256i start(const struct sink *s, int t, int j, int part)
+INLINE const int32_t *start(const struct sink *s, int t, int j)
 {
-    if (part > 0) return s->isum[j][t];
-    return s->zero ? _mm256_set1_epi32(s->offset[t][s->k / s->sub + j]) : _mm256_setzero_si256();
+    return s->has_zero ? s->a.offset + j * STRIDE(s->n_t) + t : NULL;
+}
+
+INLINE const int8_t *group(const struct sink *s, int t, int j, int g)
+{
+    return s->a.q + ((j * s->sub / 4 + g) * STRIDE(s->n_t) + t) * 4;
 }
 
 /* Asks for this call's share of the bytes at next: spread over the block, since a processor
- * can only wait for some ten lines at a time. */
+ * can only wait for some ten lines at a time. GCC would put a block's requests in one place if it could. */
 INLINE void prefetch(struct sink *s)
 {
     int end = (s->n_put + 1) * s->lines / s->puts;
 #pragma GCC unroll 4
     for (int i = s->n_put * s->lines / s->puts; i < end; i++)
-        _mm_prefetch((const char *)(s->next + 64 * i), _MM_HINT_T1);
+        __asm__ volatile("prefetcht1 %0" : : "m"(s->next[64 * i]) : "memory");
     s->n_put++;
 }
 
-INLINE void put(struct sink *s, int j, int part, const __m256i w[4])
+INLINE void put(struct sink *s, int j, int g, __m256i w)
 {
     prefetch(s);
 #pragma GCC unroll 4
     for (int t = 0; t < s->n_t; t++)
-        s->isum[j][t] = dot16(start(s, t, j, part), w, s->q[t] + s->k + j * s->sub + 16 * part, s->bits);
+        dot_put(&s->dot[j][t], start(s, t, j), w, group(s, t, j, g), g, s->sub / 4, s->bits);
 }
 
-INLINE void put_signed(struct sink *s, int j, int part, const __m256i w[4])
+INLINE void put_signed(struct sink *s, int j, int g, __m256i w)
 {
     prefetch(s);
 #pragma GCC unroll 4
-    for (int t = 0; t < s->n_t; t++)
-        s->isum[j][t] = dot16_signed(start(s, t, j, part), w, s->q[t] + s->k + j * s->sub + 16 * part);
+    for (int t = 0; t < s->n_t; t++) dot_put_signed(&s->dot[j][t], start(s, t, j), w, group(s, t, j, g), g);
 }
 
 INLINE void scale(struct sink *s, int j, __m256 d, __m256 m)
 {
+    const float *scale = s->a.scale + j * s->sub / 32 * STRIDE(s->n_t), *fsum = s->a.fsum + j * STRIDE(s->n_t);
 #pragma GCC unroll 4
     for (int t = 0; t < s->n_t; t++) {
-        __m256 ds = _mm256_mul_ps(d, _mm256_set1_ps(s->scale[t][(s->k + j * s->sub) / 32]));
-        s->acc[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s->isum[j][t]), ds, s->acc[t]);
-        if (s->has_min) s->macc[t] = _mm256_fmadd_ps(m, _mm256_set1_ps(s->fsum[t][s->k / s->sub + j]), s->macc[t]);
+        __m256 ds = _mm256_mul_ps(d, _mm256_set1_ps(scale[t]));
+        s->acc[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s->dot[j][t].sum), ds, s->acc[t]);
+        if (s->has_min) s->macc[t] = _mm256_fmadd_ps(m, _mm256_set1_ps(fsum[t]), s->macc[t]);
     }
 }
 
 #include "unpack8.h"
-
-#define DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, tokens) \
-    static void matvec_##name##_##tokens(const struct weight *w, int row0, int row1, const struct act *a, float *y, \
-                                         size_t ld_y, struct matvec_scratch *sc) \
-    { \
-        const size_t bytes = sizeof(struct block_##name), stride = w->row_bytes; \
-        struct sink s = {.n_t = tokens, .sub = sub_elements, .bits = n_bits, .zero = offset_by, .has_min = min, \
-                         .lines = (int)(8 * bytes + 63) / 64, .puts = elements / 16}; \
-        int row[MATVEC_TOKENS]; /* a batch that is smaller ends with its last row repeated */ \
-        for (int t = 0; t < tokens; t++) { \
-            row[t] = t < a->n_rows ? t : a->n_rows - 1; \
-            size_t at = (size_t)row[t] * (size_t)a->n; \
-            s.q[t] = a->q + at; \
-            s.scale[t] = a->scale + at / 32; \
-            s.offset[t] = sc->offset[t]; \
-            s.fsum[t] = sub_elements == 32 ? sc->fsum[t] : a->fsum + at / 16; \
-            if (offset_by) correct_zero(sc->offset[t], a->sum + at / 16, a->n, sub_elements, offset_by); \
-            if (min && sub_elements == 32) sum_blocks(sc->fsum[t], a->scale + at / 32, a->sum + at / 16, a->n); \
-        } \
-        for (int r = row0; r < row1; r += 8) { \
-            /* the last rows of a matrix: eight that end with them, some of them computed again */ \
-            int first = r + 8 <= w->n_out ? r : w->n_out - 8; \
-            const uint8_t *p = (const uint8_t *)w->data + (size_t)first * stride; \
-            s.next = p + 8 * stride; \
-            for (int t = 0; t < tokens; t++) s.acc[t] = s.macc[t] = _mm256_setzero_ps(); \
-            for (s.k = 0; s.k < a->n; s.k += elements, p += bytes, s.next += 8 * bytes) { \
-                s.n_put = 0; \
-                unpack8_##name(&s, p, stride); \
-            } \
-            for (int t = 0; t < tokens; t++) \
-                store_rows(y + (size_t)row[t] * ld_y, first, r, row1, min ? _mm256_sub_ps(s.acc[t], s.macc[t]) : s.acc[t]); \
-        } \
-    }
-#define DEFINE_MATVEC(name, elements, sub_elements, n_bits, offset_by, min) \
-    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 1) \
-    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 2) \
-    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 4) \
-    static void matvec_##name(const struct weight *w, int row0, int row1, const struct act *a, float *y, \
-                              size_t ld_y, void *scratch) \
-    { \
-        if (a->n_rows == 1) matvec_##name##_1(w, row0, row1, a, y, ld_y, scratch); \
-        else if (a->n_rows == 2) matvec_##name##_2(w, row0, row1, a, y, ld_y, scratch); \
-        else matvec_##name##_4(w, row0, row1, a, y, ld_y, scratch); \
-    }
 
 /* v is rows first .. first+7; of them r and up are wanted, below row1. */
 INLINE void store_rows(float *y, int first, int r, int row1, __m256 v)
@@ -130,6 +153,52 @@ INLINE void store_rows(float *y, int first, int r, int row1, __m256 v)
     _mm256_storeu_ps(lane, v);
     for (; r < row1 && r < first + 8; r++) y[r] = lane[r - first];
 }
+
+#define DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, T) \
+    static void matvec_##name##_##T(const struct weight *w, int row0, int row1, const struct act *a, float *y, \
+                                    size_t ld_y, struct matvec_scratch *sc) \
+    { \
+        const size_t bytes = sizeof(struct block_##name), stride = w->row_bytes; \
+        const int n_sub = elements / sub_elements * STRIDE(T); \
+        const struct side_by_side act = lay_side_by_side(sc, a, T, sub_elements, offset_by, min); \
+        struct sink s = {.n_t = T, .sub = sub_elements, .bits = n_bits, .has_zero = offset_by != 0, .has_min = min, \
+                         .lines = (int)(8 * bytes + 63) / 64, .puts = elements / 4}; \
+        for (int r = row0; r < row1; r += 8) { \
+            /* the last rows of a matrix: eight that end with them, some of them computed again */ \
+            int first = r + 8 <= w->n_out ? r : w->n_out - 8; \
+            const uint8_t *p = (const uint8_t *)w->data + (size_t)first * stride; \
+            s.next = p + 8 * stride; \
+            s.a = act; \
+            for (int t = 0; t < T; t++) s.acc[t] = s.macc[t] = _mm256_setzero_ps(); \
+            for (int k = 0; k < a->n; k += elements) { \
+                s.n_put = 0; \
+                unpack8_##name(&s, p, stride); \
+                p += bytes; \
+                s.next += 8 * bytes; \
+                s.a.q += elements * STRIDE(T); \
+                s.a.scale += elements / 32 * STRIDE(T); \
+                if (offset_by) s.a.offset += n_sub; \
+                if (min) s.a.fsum += n_sub; \
+            } \
+            for (int t = 0; t < T; t++) \
+                store_rows(y + (size_t)t * ld_y, first, r, row1, min ? _mm256_sub_ps(s.acc[t], s.macc[t]) : s.acc[t]); \
+        } \
+    }
+#define DEFINE_MATVEC(name, elements, sub_elements, n_bits, offset_by, min) \
+    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 1) \
+    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 2) \
+    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 3) \
+    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 4) \
+    static void matvec_##name(const struct weight *w, int row0, int row1, const struct act *a, float *y, \
+                              size_t ld_y, void *scratch) \
+    { \
+        switch (a->n_rows) { \
+        case 1: matvec_##name##_1(w, row0, row1, a, y, ld_y, scratch); break; \
+        case 2: matvec_##name##_2(w, row0, row1, a, y, ld_y, scratch); break; \
+        case 3: matvec_##name##_3(w, row0, row1, a, y, ld_y, scratch); break; \
+        default: matvec_##name##_4(w, row0, row1, a, y, ld_y, scratch); \
+        } \
+    }
 
 DEFINE_MATVEC(q4_0, 32, 32, 4, 8, false)
 DEFINE_MATVEC(q4_1, 32, 32, 4, 0, true)

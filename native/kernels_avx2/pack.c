@@ -12,19 +12,15 @@ struct sink {
     int j0;       /* sub-blocks before this block */
 };
 
-INLINE void put(struct sink *s, int j, int part, const __m256i w[4])
+INLINE void put(struct sink *s, int j, int g, __m256i w)
 {
-    int group = ((s->j0 + j) * s->sub + 16 * part) / 4;
-#pragma GCC unroll 4
-    for (int g = 0; g < 4; g++) _mm256_store_si256((__m256i *)s->dst->q[group + g][8 * s->half], w[g]);
+    int group = (s->j0 + j) * s->sub / 4 + g;
+    _mm256_store_si256((__m256i *)s->dst->q[group][8 * s->half], w);
 }
 
-INLINE void put_signed(struct sink *s, int j, int part, const __m256i w[4])
+INLINE void put_signed(struct sink *s, int j, int g, __m256i w)
 {
-    __m256i offset[4];
-#pragma GCC unroll 4
-    for (int g = 0; g < 4; g++) offset[g] = _mm256_xor_si256(w[g], _mm256_set1_epi8((char)128)); /* +128 */
-    put(s, j, part, offset);
+    put(s, j, g, _mm256_xor_si256(w, _mm256_set1_epi8((char)128))); /* +128 */
 }
 
 INLINE void scale(struct sink *s, int j, __m256 d, __m256 m)

@@ -26,42 +26,47 @@ INLINE __m256i broadcast4(const int8_t *q)
 
 INLINE __m256i widen16(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
 
-/* acc + the products of sixteen elements: w[g] has elements 4g..4g+3 of each lane's row. */
-INLINE __m256i dot16(__m256i acc, const __m256i w[4], const int8_t *q, int bits)
-{
-    __m256i p0 = _mm256_maddubs_epi16(w[0], broadcast4(q)), p1 = _mm256_maddubs_epi16(w[1], broadcast4(q + 4));
-    __m256i p2 = _mm256_maddubs_epi16(w[2], broadcast4(q + 8)), p3 = _mm256_maddubs_epi16(w[3], broadcast4(q + 12));
-    p0 = _mm256_add_epi16(p0, p1);
-    p2 = _mm256_add_epi16(p2, p3);
-    if (bits <= 5) return _mm256_add_epi32(acc, widen16(_mm256_add_epi16(p0, p2)));
-    return _mm256_add_epi32(_mm256_add_epi32(acc, widen16(p0)), widen16(p2));
-}
-
+/* With the sign of w moved to q. */
 INLINE __m256i pair_signed(__m256i w, __m256i q)
 {
     return widen16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(q, w)));
 }
 
-INLINE __m256i dot16_signed(__m256i acc, const __m256i w[4], const int8_t *q)
+/* acc = sum, and the start if there is one, or acc += sum. */
+INLINE void add_sum(__m256i *acc, const int32_t *start, bool first, __m256i sum)
 {
-#pragma GCC unroll 4
-    for (int g = 0; g < 4; g++) acc = _mm256_add_epi32(acc, pair_signed(w[g], broadcast4(q + 4 * g)));
-    return acc;
+    if (!first) *acc = _mm256_add_epi32(*acc, sum);
+    else *acc = start ? _mm256_add_epi32(sum, _mm256_set1_epi32(*start)) : sum;
 }
 
 /* Do it now: left alone, GCC reorders a loop's sums so that all products are made first, and spills them. */
 #define SETTLE(v) __asm__("" : "+x"(v))
 
+/* Sums of a sub-block that is handed over group by group, of four elements. */
+struct dot {
+    __m256i sum, pairs;
+};
+
+/* Adds group g of n_groups: w has four elements of each lane's row, q those of the activation row. The sum is
+ * complete after the last group, with *start (NULL: 0) in it. */
+INLINE void dot_put(struct dot *d, const int32_t *start, __m256i w, const int8_t *q, int g, int n_groups, int bits)
+{
+    const int run = bits == 4 ? 8 : bits == 5 ? 4 : 2;
+    __m256i p = _mm256_maddubs_epi16(w, broadcast4(q));
+    d->pairs = g % run == 0 ? p : _mm256_add_epi16(d->pairs, p);
+    SETTLE(d->pairs);
+    if (g % run == run - 1 || g == n_groups - 1) add_sum(&d->sum, start, g < run, widen16(d->pairs));
+}
+
+INLINE void dot_put_signed(struct dot *d, const int32_t *start, __m256i w, const int8_t *q, int g)
+{
+    add_sum(&d->sum, start, g == 0, pair_signed(w, broadcast4(q)));
+    SETTLE(d->sum);
+}
+
 INLINE __m256i load_group(const uint8_t *w, int g, int half)
 {
     return _mm256_load_si256((const __m256i *)(w + 64 * g + 32 * half));
-}
-
-/* acc = sum, and the start if the format has a zero, or acc += sum. */
-INLINE void add_sum(__m256i *acc, const int32_t *start, bool first, __m256i sum)
-{
-    if (!first) *acc = _mm256_add_epi32(*acc, sum);
-    else *acc = start ? _mm256_add_epi32(sum, _mm256_set1_epi32(*start)) : sum;
 }
 
 /* 4 and 5 bits: `run` groups of 4 elements are added in 16 bits. */

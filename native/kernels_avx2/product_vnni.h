@@ -9,7 +9,7 @@
 
 #include "simd.h"
 
-/* What dot16_signed and dot_tile leave to be taken off of Q8_0. */
+/* What dot_put_signed and dot_tile leave to be taken off of Q8_0. */
 enum { PRODUCT_Q8_ZERO = 128 };
 
 INLINE __m256i broadcast4(const int8_t *q)
@@ -19,23 +19,28 @@ INLINE __m256i broadcast4(const int8_t *q)
     return _mm256_set1_epi32(v);
 }
 
-/* acc + the products of sixteen elements: w[g] has elements 4g..4g+3 of each lane's row. */
-INLINE __m256i dot16(__m256i acc, const __m256i w[4], const int8_t *q, int bits)
+/* Sums of a sub-block that is handed over group by group, of four elements. */
+struct dot {
+    __m256i sum;
+};
+
+INLINE __m256i start_sum(const int32_t *start)
 {
-    (void)bits;
-#pragma GCC unroll 4
-    for (int g = 0; g < 4; g++) acc = _mm256_dpbusd_avx_epi32(acc, w[g], broadcast4(q + 4 * g));
-    return acc;
+    return start ? _mm256_set1_epi32(*start) : _mm256_setzero_si256();
 }
 
-INLINE __m256i dot16_signed(__m256i acc, const __m256i w[4], const int8_t *q)
+/* Adds group g of n_groups: w has four elements of each lane's row, q those of the activation row. The sum is
+ * complete after the last group, with *start (NULL: 0) in it. */
+INLINE void dot_put(struct dot *d, const int32_t *start, __m256i w, const int8_t *q, int g, int n_groups, int bits)
 {
-#pragma GCC unroll 4
-    for (int g = 0; g < 4; g++) {
-        __m256i offset = _mm256_xor_si256(w[g], _mm256_set1_epi8((char)128));
-        acc = _mm256_dpbusd_avx_epi32(acc, offset, broadcast4(q + 4 * g));
-    }
-    return acc;
+    (void)n_groups;
+    (void)bits;
+    d->sum = _mm256_dpbusd_avx_epi32(g == 0 ? start_sum(start) : d->sum, w, broadcast4(q));
+}
+
+INLINE void dot_put_signed(struct dot *d, const int32_t *start, __m256i w, const int8_t *q, int g)
+{
+    dot_put(d, start, _mm256_xor_si256(w, _mm256_set1_epi8((char)128)), q, g, 8, 8);
 }
 
 /* acc = start (NULL: 0) + a sub-block (sub elements) of a packed tile times n_t rows of q, ld apart. */
@@ -44,7 +49,7 @@ INLINE void dot_tile(__m256i acc[][2], const int32_t *const start[], const uint8
 {
     (void)bits;
 #pragma GCC unroll 8
-    for (int t = 0; t < n_t; t++) acc[t][0] = acc[t][1] = start[t] ? _mm256_set1_epi32(*start[t]) : _mm256_setzero_si256();
+    for (int t = 0; t < n_t; t++) acc[t][0] = acc[t][1] = start_sum(start[t]);
 #pragma GCC unroll 8
     for (int g = 0; g < sub / 4; g++) {
         __m256i w0 = _mm256_load_si256((const __m256i *)(w + 64 * g));

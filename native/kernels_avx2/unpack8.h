@@ -3,12 +3,11 @@
  * A template: the includer defines `struct sink` and its three functions first, and is handed, for a block of
  * eight consecutive rows (p is the first row's block, stride the bytes from row to row):
  *
- *   put(s, j, part, w)        elements 16*part .. 16*part+15 of sub-block j, as unsigned
- *                             integers (the format's zero not taken off): w[g] has elements 4g..4g+3
- *                             of row i in the four bytes of lane i
- *   put_signed(s, j, part, w) the same for Q8_0, whose integers are signed
- *   scale(s, j, d, m)         the sub-block's d and m (zeros without a minimum) of each row;
- *                             sub-blocks ascend, and all parts of j came before
+ *   put(s, j, g, w)         elements 4g .. 4g+3 of sub-block j, as unsigned integers (the format's zero not
+ *                           taken off), of row i in the four bytes of lane i; g ascends
+ *   put_signed(s, j, g, w)  the same for Q8_0, whose integers are signed
+ *   scale(s, j, d, m)       the sub-block's d and m (zeros without a minimum) of each row; sub-blocks
+ *                           ascend, and all groups of j came before
  *
  * The work is in turning rows into lanes: 16 bytes of eight rows are a 4x4 transposition
  * of 32-bit words in each half of the register, eight shuffles, done while the nibbles are
@@ -80,25 +79,25 @@ INLINE __m256i shift_and(__m256i v, int right, int mask)
     return _mm256_and_si256(_mm256_srli_epi32(v, right), _mm256_set1_epi8((char)mask));
 }
 
-/* The low and the high nibbles of four words. */
-INLINE void split_nibbles(__m256i low[4], __m256i high[4], const __m256i w[4])
-{
-#pragma GCC unroll 4
-    for (int g = 0; g < 4; g++) {
-        low[g] = shift_and(w[g], 0, 15);
-        high[g] = shift_and(w[g], 4, 15);
-    }
-}
+INLINE __m256i low_nibbles(__m256i w) { return shift_and(w, 0, 15); }
+INLINE __m256i high_nibbles(__m256i w) { return shift_and(w, 4, 15); }
 
 /* ---- blocks of 32 ---- */
 
+/* Blocks of 32 with 4 bits: low nibbles first. */
+INLINE void put_nibbles(struct sink *s, const __m256i w[4])
+{
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; g++) put(s, 0, g, low_nibbles(w[g]));
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; g++) put(s, 0, 4 + g, high_nibbles(w[g]));
+}
+
 INLINE void unpack8_q4_0(struct sink *s, const uint8_t *p, size_t stride)
 {
-    __m256i head[4], w[4], low[4], high[4];
+    __m256i head[4], w[4];
     load_words(w, p + offsetof(struct block_q4_0, nibbles), stride);
-    split_nibbles(low, high, w);
-    put(s, 0, 0, low);
-    put(s, 0, 1, high);
+    put_nibbles(s, w);
     load_words(head, p, stride);
     scale(s, 0, low_f16(head[0]), _mm256_setzero_ps());
 }
@@ -113,65 +112,60 @@ INLINE void scale_added(struct sink *s, __m256i dm)
 
 INLINE void unpack8_q4_1(struct sink *s, const uint8_t *p, size_t stride)
 {
-    __m256i head[4], w[4], low[4], high[4];
+    __m256i head[4], w[4];
     load_words(head, p, stride);
     load_words(w, p + offsetof(struct block_q4_1, nibbles), stride);
-    split_nibbles(low, high, w);
-    put(s, 0, 0, low);
-    put(s, 0, 1, high);
+    put_nibbles(s, w);
     scale_added(s, head[0]);
 }
 
-/* Sets bit 4 of the bytes of w[g] by bits 16*part + 4g .. +3 of each lane of `bits`. */
-INLINE void add_fifth_bits(__m256i w[4], __m256i bits, int part)
+/* w with bit 4 of its bytes set by bits 4g .. 4g+3 of each lane of `bits`. */
+INLINE __m256i with_fifth_bits(__m256i w, __m256i bits, int g)
+{
+    __m256i spread = _mm256_setr_epi32(0x00000000, 0x04040404, 0x08080808, 0x0c0c0c0c,
+                                       0x00000000, 0x04040404, 0x08080808, 0x0c0c0c0c);
+    spread = _mm256_add_epi8(spread, _mm256_set1_epi8((char)(g / 2)));
+    __m256i select = _mm256_set1_epi32(g % 2 ? (int)0x80402010 : 0x08040201);
+    __m256i own = _mm256_and_si256(_mm256_shuffle_epi8(bits, spread), select);
+    __m256i set = _mm256_cmpeq_epi8(own, select);
+    return _mm256_or_si256(w, _mm256_and_si256(set, _mm256_set1_epi8(16)));
+}
+
+INLINE void put_five_bits(struct sink *s, const __m256i w[4], __m256i bits)
 {
 #pragma GCC unroll 4
-    for (int g = 0; g < 4; g++) {
-        int byte = 2 * part + g / 2;
-        __m256i spread = _mm256_setr_epi32(0x00000000, 0x04040404, 0x08080808, 0x0c0c0c0c,
-                                           0x00000000, 0x04040404, 0x08080808, 0x0c0c0c0c);
-        spread = _mm256_add_epi8(spread, _mm256_set1_epi8((char)byte));
-        __m256i select = _mm256_set1_epi32(g % 2 ? (int)0x80402010 : 0x08040201);
-        __m256i own = _mm256_and_si256(_mm256_shuffle_epi8(bits, spread), select);
-        __m256i set = _mm256_cmpeq_epi8(own, select);
-        w[g] = _mm256_or_si256(w[g], _mm256_and_si256(set, _mm256_set1_epi8(16)));
-    }
+    for (int g = 0; g < 4; g++) put(s, 0, g, with_fifth_bits(low_nibbles(w[g]), bits, g));
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; g++) put(s, 0, 4 + g, with_fifth_bits(high_nibbles(w[g]), bits, 4 + g));
 }
 
 INLINE void unpack8_q5_0(struct sink *s, const uint8_t *p, size_t stride)
 {
-    __m256i head[4], w[4], low[4], high[4];
+    __m256i head[4], w[4];
     load_words(head, p, stride); /* d and the lower half of the fifth bits, their upper half */
     load_words(w, p + offsetof(struct block_q5_0, nibbles), stride);
-    __m256i bits = _mm256_or_si256(_mm256_srli_epi32(head[0], 16), _mm256_slli_epi32(head[1], 16));
-    split_nibbles(low, high, w);
-    add_fifth_bits(low, bits, 0);
-    add_fifth_bits(high, bits, 1);
-    put(s, 0, 0, low);
-    put(s, 0, 1, high);
+    put_five_bits(s, w, _mm256_or_si256(_mm256_srli_epi32(head[0], 16), _mm256_slli_epi32(head[1], 16)));
     scale(s, 0, low_f16(head[0]), _mm256_setzero_ps());
 }
 
 INLINE void unpack8_q5_1(struct sink *s, const uint8_t *p, size_t stride)
 {
-    __m256i head[4], w[4], low[4], high[4];
+    __m256i head[4], w[4];
     load_words(head, p, stride); /* d and m, the fifth bits */
     load_words(w, p + offsetof(struct block_q5_1, nibbles), stride);
-    split_nibbles(low, high, w);
-    add_fifth_bits(low, head[1], 0);
-    add_fifth_bits(high, head[1], 1);
-    put(s, 0, 0, low);
-    put(s, 0, 1, high);
+    put_five_bits(s, w, head[1]);
     scale_added(s, head[0]);
 }
 
 INLINE void unpack8_q8_0(struct sink *s, const uint8_t *p, size_t stride)
 {
     __m256i head[4], w[4];
-    load_words(w, p + offsetof(struct block_q8_0, q), stride);
-    put_signed(s, 0, 0, w);
-    load_words(w, p + offsetof(struct block_q8_0, q) + 16, stride);
-    put_signed(s, 0, 1, w);
+#pragma GCC unroll 2
+    for (int part = 0; part < 2; part++) {
+        load_words(w, p + offsetof(struct block_q8_0, q) + 16 * part, stride);
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; g++) put_signed(s, 0, 4 * part + g, w[g]);
+    }
     load_words(head, p, stride);
     scale(s, 0, low_f16(head[0]), _mm256_setzero_ps());
 }
@@ -188,7 +182,7 @@ INLINE __m256i last_word(const uint8_t *p, size_t stride, size_t block_bytes)
 
 INLINE void unpack8_q2_K(struct sink *s, const uint8_t *p, size_t stride)
 {
-    __m256i scales[4], w[2][4], q[4];
+    __m256i scales[4], w[2][4];
     __m256 d, dmin;
     split_f16(last_word(p, stride, sizeof(struct block_q2_K)), &d, &dmin);
     load_words(scales, p + offsetof(struct block_q2_K, scales), stride);
@@ -200,8 +194,7 @@ INLINE void unpack8_q2_K(struct sink *s, const uint8_t *p, size_t stride)
         for (int i = 0; i < 8; i++) { /* sub-block: quarter i/2, its 16 elements i%2 */
             int j = 8 * half + i;
 #pragma GCC unroll 4
-            for (int g = 0; g < 4; g++) q[g] = shift_and(w[i % 2][g], 2 * (i / 2), 3);
-            put(s, j, 0, q);
+            for (int g = 0; g < 4; g++) put(s, j, g, shift_and(w[i % 2][g], 2 * (i / 2), 3));
             __m256i both = scales[j / 4];
             scale(s, j, _mm256_mul_ps(d, byte_float(shift_and(both, 0, 15), j % 4)),
                   _mm256_mul_ps(dmin, byte_float(shift_and(both, 4, 15), j % 4)));
@@ -212,7 +205,7 @@ INLINE void unpack8_q2_K(struct sink *s, const uint8_t *p, size_t stride)
 INLINE void unpack8_q3_K(struct sink *s, const uint8_t *p, size_t stride)
 {
     /* The last 14 bytes are the scales and d: brought to words by dropping two bytes of the last 16. */
-    __m256i tail[4], scales[4], high[2][4], w[2][4], q[4];
+    __m256i tail[4], scales[4], high[2][4], w[2][4];
     __m256i six[4];
     load_words(tail, p + sizeof(struct block_q3_K) - 16, stride);
 #pragma GCC unroll 4
@@ -240,9 +233,8 @@ INLINE void unpack8_q3_K(struct sink *s, const uint8_t *p, size_t stride)
 #pragma GCC unroll 4
             for (int g = 0; g < 4; g++) {
                 __m256i third = _mm256_slli_epi32(shift_and(high[i % 2][g], bit, 1), 2);
-                q[g] = _mm256_or_si256(shift_and(w[i % 2][g], 2 * (i / 2), 3), third);
+                put(s, j, g, _mm256_or_si256(shift_and(w[i % 2][g], 2 * (i / 2), 3), third));
             }
-            put(s, j, 0, q);
             scale(s, j, _mm256_mul_ps(d, signed_byte_float(scales[j / 4], j % 4)), _mm256_setzero_ps());
         }
     }
@@ -281,40 +273,38 @@ INLINE void unpack8_q4_K(struct sink *s, const uint8_t *p, size_t stride)
     for (int j = 0; j < 8; j += 2) {
 #pragma GCC unroll 2
         for (int part = 0; part < 2; part++) {
-            __m256i w[4], low[4], high[4];
+            __m256i w[4];
             load_words(w, p + offsetof(struct block_q4_K, nibbles) + 16 * j + 16 * part, stride);
-            split_nibbles(low, high, w);
-            put(s, j, part, low);
-            put(s, j + 1, part, high);
+#pragma GCC unroll 4
+            for (int g = 0; g < 4; g++) {
+                put(s, j, 4 * part + g, low_nibbles(w[g]));
+                put(s, j + 1, 4 * part + g, high_nibbles(w[g]));
+            }
         }
         scale_k(s, &h, j);
         scale_k(s, &h, j + 1);
     }
 }
 
+/* Bit j of every byte, as bit 4. */
+INLINE __m256i fifth_bit(__m256i bits, int j) { return _mm256_slli_epi32(shift_and(bits, j, 1), 4); }
+
 INLINE void unpack8_q5_K(struct sink *s, const uint8_t *p, size_t stride)
 {
     struct header_k h = load_header_k(p, stride);
-    __m256i fifth[2][4];
-    load_words(fifth[0], p + offsetof(struct block_q5_K, high), stride);
-    load_words(fifth[1], p + offsetof(struct block_q5_K, high) + 16, stride);
+    __m256i fifth[8];
+    load_words(fifth, p + offsetof(struct block_q5_K, high), stride);
+    load_words(fifth + 4, p + offsetof(struct block_q5_K, high) + 16, stride);
 #pragma GCC unroll 4
     for (int j = 0; j < 8; j += 2) {
-#pragma GCC unroll 2
-        for (int part = 0; part < 2; part++) {
-            __m256i w[4], low[4], high[4];
-            load_words(w, p + offsetof(struct block_q5_K, nibbles) + 16 * j + 16 * part, stride);
-            split_nibbles(low, high, w);
-#pragma GCC unroll 4
-            for (int g = 0; g < 4; g++) {
-                __m256i f = fifth[part][g];
-                low[g] = _mm256_or_si256(low[g], _mm256_slli_epi32(shift_and(f, j, 1), 4));
-                high[g] = _mm256_or_si256(high[g], _mm256_slli_epi32(shift_and(f, j + 1, 1), 4));
-            }
-            put(s, j, part, low);
-            put(s, j + 1, part, high);
-        }
+        __m256i w[8];
+        load_words(w, p + offsetof(struct block_q5_K, nibbles) + 16 * j, stride);
+        load_words(w + 4, p + offsetof(struct block_q5_K, nibbles) + 16 * j + 16, stride);
+#pragma GCC unroll 8
+        for (int g = 0; g < 8; g++) put(s, j, g, _mm256_or_si256(low_nibbles(w[g]), fifth_bit(fifth[g], j)));
         scale_k(s, &h, j);
+#pragma GCC unroll 8
+        for (int g = 0; g < 8; g++) put(s, j + 1, g, _mm256_or_si256(high_nibbles(w[g]), fifth_bit(fifth[g], j + 1)));
         scale_k(s, &h, j + 1);
     }
 }
@@ -329,20 +319,21 @@ INLINE void unpack8_q6_K(struct sink *s, const uint8_t *p, size_t stride)
 #pragma GCC unroll 2
         for (int e = 0; e < 2; e++) { /* which 16 elements of each quarter */
             const uint8_t *nibbles = p + offsetof(struct block_q6_K, nibbles) + 64 * half + 16 * e;
-            __m256i pairs[4], w[4], low[4], high[4];
+            __m256i pairs[4], w[4];
             load_words(pairs, p + offsetof(struct block_q6_K, pairs) + 32 * half + 16 * e, stride);
 #pragma GCC unroll 2
             for (int quarter = 0; quarter < 2; quarter++) {
                 load_words(w, nibbles + 32 * quarter, stride);
-                split_nibbles(low, high, w);
+                int j = 8 * half + 2 * quarter + e;
 #pragma GCC unroll 4
                 for (int g = 0; g < 4; g++) {
-                    __m256i l = shift_and(pairs[g], 2 * quarter, 3), h = shift_and(pairs[g], 2 * quarter + 4, 3);
-                    low[g] = _mm256_or_si256(low[g], _mm256_slli_epi32(l, 4));
-                    high[g] = _mm256_or_si256(high[g], _mm256_slli_epi32(h, 4));
+                    /* bits 2*quarter and 2*quarter + 4 of the pairs, moved to bit 4 */
+                    __m256i low = quarter ? _mm256_slli_epi32(pairs[g], 2) : _mm256_slli_epi32(pairs[g], 4);
+                    __m256i high = quarter ? _mm256_srli_epi32(pairs[g], 2) : pairs[g];
+                    const __m256i top = _mm256_set1_epi8(0x30);
+                    put(s, j, g, _mm256_or_si256(low_nibbles(w[g]), _mm256_and_si256(low, top)));
+                    put(s, j + 4, g, _mm256_or_si256(high_nibbles(w[g]), _mm256_and_si256(high, top)));
                 }
-                put(s, 8 * half + 2 * quarter + e, 0, low);
-                put(s, 8 * half + 2 * quarter + 4 + e, 0, high);
             }
         }
 #pragma GCC unroll 8
