@@ -11,15 +11,16 @@
 #include "correction.h"
 
 enum {
-    TOKENS = 4,         /* activation rows that the inner loop takes */
-    TOKEN_BLOCK = 512,  /* activation rows between two packings of the same weights */
+    TOKENS = 4,            /* activation rows that the inner loop takes */
+    TOKEN_BLOCK = 512,     /* most activation rows between two packings of the same weights: fewer if they are so long */
+    CORRECTIONS = 1 << 18, /* that they have more corrections than this, one for 16 elements */
 };
 
 struct matmul_scratch {
     struct avx2_packed packed;
     float acc[TOKEN_BLOCK][ROW_TILE], macc[TOKEN_BLOCK][ROW_TILE];
-    int32_t offset[TOKENS][AVX2_SLAB / 16];
-    float fsum[TOKENS][AVX2_SLAB / 32];
+    int32_t offset[CORRECTIONS];  /* of the block's rows, by sub-block; formats with a zero */
+    float fsum[CORRECTIONS / 2];  /* likewise; formats with minimums of 32 elements */
 };
 
 /* Bytes that will be packed next, still to be asked for. */
@@ -27,12 +28,13 @@ struct ahead {
     const uint8_t *p, *end;
 };
 
-/* acc, of n_t rows starting at activation row t, += the slab of n elements at k. Meanwhile a share of the
- * weights that come next is on its way: `lines` cache lines with each ACT_BLOCK. */
-INLINE void multiply(struct matmul_scratch *s, float (*acc)[ROW_TILE], const struct act *a, int t, size_t k, int n,
-                     struct ahead *ahead, int lines, int n_t, int sub, int bits, bool has_zero)
+/* acc, of n_t rows starting at activation row t, += the slab of n elements at k. offset: the first row's there, the
+ * others follow a row apart. Meanwhile a share of the weights that come next is on its way: `lines` cache lines with each
+ * ACT_BLOCK. */
+INLINE void multiply(const struct avx2_packed *packed, float (*acc)[ROW_TILE], const struct act *a, int t, size_t k, int n,
+                     const int32_t *offset, struct ahead *ahead, int lines, int n_t, int sub, int bits, bool has_zero)
 {
-    size_t row = (size_t)a->n, blocks = row / ACT_BLOCK;
+    size_t row = (size_t)a->n, blocks = row / ACT_BLOCK, subs = row / (size_t)sub;
     const int8_t *q = a->q + (size_t)t * row + k;
     const float *scale = a->scale + (size_t)t * blocks + k / ACT_BLOCK;
     for (int block = 0; block < n / ACT_BLOCK; block++) {
@@ -44,9 +46,9 @@ INLINE void multiply(struct matmul_scratch *s, float (*acc)[ROW_TILE], const str
             __m256i isum[TOKENS][2];
             const int32_t *start[TOKENS];
 #pragma GCC unroll 8
-            for (int i = 0; i < n_t; i++) start[i] = has_zero ? &s->offset[i][j] : NULL;
-            dot_tile(isum, start, s->packed.q[j * sub / 4][0], q + j * sub, row, n_t, sub, bits);
-            __m256 d0 = _mm256_load_ps(s->packed.d[j]), d1 = _mm256_load_ps(s->packed.d[j] + 8);
+            for (int i = 0; i < n_t; i++) start[i] = has_zero ? offset + (size_t)i * subs + j : NULL;
+            dot_tile(isum, start, packed->q[j * sub / 4][0], q + j * sub, row, n_t, sub, bits);
+            __m256 d0 = _mm256_load_ps(packed->d[j]), d1 = _mm256_load_ps(packed->d[j] + 8);
 #pragma GCC unroll 8
             for (int i = 0; i < n_t; i++) {
                 __m256 ds = _mm256_set1_ps(scale[(size_t)i * blocks + (size_t)block]);
@@ -87,8 +89,8 @@ INLINE void multiply_min(const struct avx2_packed *packed, float (*macc)[ROW_TIL
 }
 
 /* One function for each shape of the inner loop, so that its counts are constants. */
-typedef void multiply_fn(struct matmul_scratch *s, float (*acc)[ROW_TILE], const struct act *a, int t, size_t k,
-                         int n, struct ahead *ahead, int lines);
+typedef void multiply_fn(const struct avx2_packed *packed, float (*acc)[ROW_TILE], const struct act *a, int t, size_t k,
+                         int n, const int32_t *offset, struct ahead *ahead, int lines);
 typedef void multiply_min_fn(const struct avx2_packed *packed, float (*macc)[ROW_TILE], const float *fsum, size_t ld,
                              int n_sub);
 
@@ -104,11 +106,11 @@ typedef void multiply_min_fn(const struct avx2_packed *packed, float (*macc)[ROW
     X(n_t, 16, 6, true)
 
 #define DEFINE_MULTIPLY(n_t, sub, bits, has_zero) \
-    static void multiply_##n_t##_##sub##_##bits##_##has_zero(struct matmul_scratch *s, float (*acc)[ROW_TILE], \
-                                                             const struct act *a, int t, size_t k, int n, \
-                                                             struct ahead *ahead, int lines) \
+    static void multiply_##n_t##_##sub##_##bits##_##has_zero( \
+        const struct avx2_packed *packed, float (*acc)[ROW_TILE], const struct act *a, int t, size_t k, int n, \
+        const int32_t *offset, struct ahead *ahead, int lines) \
     { \
-        multiply(s, acc, a, t, k, n, ahead, lines, n_t, sub, bits, has_zero && (bits < 8 || PRODUCT_Q8_ZERO)); \
+        multiply(packed, acc, a, t, k, n, offset, ahead, lines, n_t, sub, bits, has_zero && (bits < 8 || PRODUCT_Q8_ZERO)); \
     }
 #define DEFINE_MULTIPLY_SHAPES(n_t) \
     FOR_EACH_SHAPE(DEFINE_MULTIPLY, n_t) \
@@ -144,6 +146,21 @@ static const struct shape *shape_of(const struct avx2_format *f)
     return s;
 }
 
+static int zero_of(const struct avx2_format *f) { return f->bits == 8 ? PRODUCT_Q8_ZERO : f->zero; }
+
+/* The corrections of activation rows t0 .. t0+n_t-1. */
+static void correct(struct matmul_scratch *s, const struct avx2_format *f, const struct act *a, int t0, int n_t)
+{
+    int zero = zero_of(f);
+    size_t n = (size_t)a->n, subs = n / (size_t)f->sub;
+    for (int t = 0; t < n_t; t++) {
+        const int32_t *sum = a->sum + (size_t)(t0 + t) * n / ACT_SUM_BLOCK;
+        const float *scale = a->scale + (size_t)(t0 + t) * n / ACT_BLOCK;
+        if (zero) correct_zero(s->offset + (size_t)t * subs, sum, a->n, f->sub, zero);
+        if (f->has_min && f->sub == 32) sum_blocks(s->fsum + (size_t)t * subs, scale, sum, a->n);
+    }
+}
+
 /* The slab of n elements at k, packed already, times activation rows t0 .. t0+n_t-1. */
 static void multiply_slab(struct matmul_scratch *s, const struct avx2_format *f, const struct shape *shape,
                           const struct act *a, int t0, int n_t, int k, int n, struct ahead *ahead)
@@ -151,23 +168,13 @@ static void multiply_slab(struct matmul_scratch *s, const struct avx2_format *f,
     /* Spread over all blocks of all rows of activations. */
     int n_steps = (n_t + TOKENS - 1) / TOKENS * (n / ACT_BLOCK);
     int lines = (int)((ahead->end - ahead->p) / 64 / n_steps + 1);
-    int zero = f->bits == 8 ? PRODUCT_Q8_ZERO : f->zero;
+    size_t subs = (size_t)(a->n / f->sub), at = (size_t)(k / f->sub);
+    const float *fsum = f->sub == 32 ? s->fsum : a->fsum + (size_t)t0 * subs;
     for (int i = 0; i < n_t; i += TOKENS) {
         int count = n_t - i < TOKENS ? n_t - i : TOKENS;
-        for (int c = 0; c < count; c++) {
-            size_t at = (size_t)(t0 + i + c) * (size_t)a->n + (size_t)k;
-            if (zero) correct_zero(s->offset[c], a->sum + at / ACT_SUM_BLOCK, n, f->sub, zero);
-            if (f->has_min && f->sub == 32)
-                sum_blocks(s->fsum[c], a->scale + at / ACT_BLOCK, a->sum + at / ACT_SUM_BLOCK, n);
-        }
-        shape->multiply[count](s, s->acc + i, a, t0 + i, (size_t)k, n, ahead, lines);
-        if (!f->has_min) continue;
-        if (f->sub == 32) {
-            multiply_mins[count](&s->packed, s->macc + i, s->fsum[0], AVX2_SLAB / 32, n / 32);
-        } else {
-            size_t at = (size_t)(t0 + i) * (size_t)a->n + (size_t)k;
-            multiply_mins[count](&s->packed, s->macc + i, a->fsum + at / 16, (size_t)a->n / 16, n / 16);
-        }
+        size_t first = (size_t)i * subs + at;
+        shape->multiply[count](&s->packed, s->acc + i, a, t0 + i, (size_t)k, n, s->offset + first, ahead, lines);
+        if (f->has_min) multiply_mins[count](&s->packed, s->macc + i, fsum + first, subs, n / f->sub);
     }
 }
 
@@ -190,34 +197,42 @@ static void store_tile(float *y, size_t ld_y, const struct matmul_scratch *s, in
     }
 }
 
+/* A tile, rows r and up of w below row1, times activation rows t0 .. t0+n_t-1, whose corrections are there already. */
+static void multiply_tile_of(struct matmul_scratch *s, const struct weight *w, int r, int row1, const struct act *a, int t0,
+                             int n_t, float *y, size_t ld_y)
+{
+    const struct avx2_format *f = &avx2_formats[w->type];
+    const struct shape *shape = shape_of(f);
+    /* Where the matrix ends within the tile, a half starts earlier, at the last eight rows. */
+    int first[2] = {r, r + 8};
+    const uint8_t *p[2];
+    for (int h = 0; h < 2; h++) {
+        if (first[h] > w->n_out - 8) first[h] = w->n_out - 8;
+        p[h] = (const uint8_t *)w->data + (size_t)first[h] * w->row_bytes;
+    }
+    int n_halves = row1 - r > 8 ? 2 : 1;
+    const uint8_t *next_tile = p[0] + ROW_TILE * w->row_bytes; /* one contiguous piece */
+    memset(s->acc, 0, (size_t)n_t * sizeof *s->acc);
+    if (f->has_min) memset(s->macc, 0, (size_t)n_t * sizeof *s->macc);
+    for (int k = 0; k < a->n; k += AVX2_SLAB) {
+        int n = a->n - k < AVX2_SLAB ? a->n - k : AVX2_SLAB, n_blocks = n / f->block;
+        size_t at = (size_t)(k / f->block) * f->block_bytes;
+        for (int h = 0; h < n_halves; h++) f->pack(&s->packed, h, p[h] + at, w->row_bytes, n_blocks);
+        struct ahead ahead = {next_tile + ROW_TILE * at, next_tile + ROW_TILE * (at + (size_t)n_blocks * f->block_bytes)};
+        multiply_slab(s, f, shape, a, t0, n_t, k, n, &ahead);
+    }
+    store_tile(y + (size_t)t0 * ld_y, ld_y, s, n_t, first, r, row1, f->has_min);
+}
+
 static void matmul(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
                    void *scratch)
 {
     struct matmul_scratch *s = scratch;
-    const struct avx2_format *f = &avx2_formats[w->type];
-    const struct shape *shape = shape_of(f);
-    for (int r = row0; r < row1; r += ROW_TILE) {
-        /* Rows of the tile: where the matrix ends within one, a half starts earlier, at the last eight rows. */
-        int first[2] = {r, r + 8};
-        const uint8_t *p[2];
-        for (int h = 0; h < 2; h++) {
-            if (first[h] > w->n_out - 8) first[h] = w->n_out - 8;
-            p[h] = (const uint8_t *)w->data + (size_t)first[h] * w->row_bytes;
-        }
-        int n_halves = row1 - r > 8 ? 2 : 1;
-        const uint8_t *next_tile = p[0] + ROW_TILE * w->row_bytes; /* one contiguous piece */
-        for (int t0 = 0; t0 < a->n_rows; t0 += TOKEN_BLOCK) {
-            int n_t = a->n_rows - t0 < TOKEN_BLOCK ? a->n_rows - t0 : TOKEN_BLOCK;
-            memset(s->acc, 0, (size_t)n_t * sizeof *s->acc);
-            if (f->has_min) memset(s->macc, 0, (size_t)n_t * sizeof *s->macc);
-            for (int k = 0; k < a->n; k += AVX2_SLAB) {
-                int n = a->n - k < AVX2_SLAB ? a->n - k : AVX2_SLAB, n_blocks = n / f->block;
-                size_t at = (size_t)(k / f->block) * f->block_bytes;
-                for (int h = 0; h < n_halves; h++) f->pack(&s->packed, h, p[h] + at, w->row_bytes, n_blocks);
-                struct ahead ahead = {next_tile + ROW_TILE * at, next_tile + ROW_TILE * (at + (size_t)n_blocks * f->block_bytes)};
-                multiply_slab(s, f, shape, a, t0, n_t, k, n, &ahead);
-            }
-            store_tile(y + (size_t)t0 * ld_y, ld_y, s, n_t, first, r, row1, f->has_min);
-        }
+    int block = CORRECTIONS / ((a->n + ACT_SUM_BLOCK - 1) / ACT_SUM_BLOCK);
+    if (block > TOKEN_BLOCK) block = TOKEN_BLOCK;
+    for (int t0 = 0; t0 < a->n_rows; t0 += block) {
+        int n_t = a->n_rows - t0 < block ? a->n_rows - t0 : block;
+        correct(s, &avx2_formats[w->type], a, t0, n_t);
+        for (int r = row0; r < row1; r += ROW_TILE) multiply_tile_of(s, w, r, row1, a, t0, n_t, y, ld_y);
     }
 }
