@@ -1,14 +1,28 @@
 /* Attention over pages of the KV cache. Memory is the caller's; any thread.
  *
- * Page by page, so that a page's K and V (f16, 32 KB for heads of 128) are read from L1 by all queries.
- * Scores: lane = key, since K lies transposed, and no sum crosses lanes. Values: lane = element of the head.
- * Each pass takes as many queries and keys, or queries and elements, as fill
- * the registers with sums, and every load of K or V serves all the queries of the pass. */
+ * Page by page, so that a page's K and V (f16, 32 KB for heads of 128) are read from L1 or L2 by all queries.
+ * Scores and values are one product, y = c * y + x * rows, of a few queries with the rows of K, which lies
+ * transposed, or of V: a lane is a key or an element of the head, no sum crosses lanes, and every load of
+ * K or V serves all the queries of a block.
+ *
+ * Registers: a step of the product needs eight sums at least, since two FMAs start in a cycle and each takes
+ * four. Twelve leave four for what is multiplied: 3 queries x 4 vectors with a broadcast of each
+ * query and one vector of the row, or 6 x 2 with both vectors and one broadcast at a time.
+ * There is not one to spare: hence a function of its own for each number of queries, in which no constant
+ * of the softmax is kept in a register.
+ *
+ * Decoding, K and V come from memory, and there are few queries to pay for it. The page that comes
+ * next is fetched into L2 meanwhile. */
 #include "avx2.h"
 #include "quant.h"
 #include "simd.h"
 
-enum { QUERIES = 4 }; /* that share a pass */
+#include <string.h>
+
+enum {
+    QUERIES = 6,      /* most that share a pass */
+    LINE_HALVES = 32, /* f16 numbers of a cache line */
+};
 
 struct attend_scratch {
     float p[QUERIES][KV_PAGE]; /* scores, then weights, of one page */
@@ -16,129 +30,192 @@ struct attend_scratch {
 
 const size_t avx2_attend_scratch = sizeof(struct attend_scratch);
 
-/* Scores of n_q queries for 8*n_v keys from key j0. */
-INLINE void score(float (*p)[KV_PAGE], const float *const *q, const uint16_t *k_page, int k_dim, int j0, int n_q,
-                  int n_v)
+/* Rows of K or V, [n, width] f16 numbers, stride apart. */
+struct rows {
+    const uint16_t *at;
+    int n, width, stride;
+    const uint16_t *next; /* what is fetched meanwhile, as many lines as these rows have; NULL if nothing */
+};
+
+/* Columns col .. col + 8*n_v of product() for n_q queries.
+ *
+ * fetch: also asks for these columns' share of next, a line a row for every four vectors. So the requests are
+ * spread over the page's work, since a processor can only wait for some 20 lines at a time. The share is n
+ * consecutive lines, not what lies at the same place in each row: lines asked for in the order of
+ * memory keep the processor's own prefetcher ahead of them. */
+INLINE void pass(float *const *y, const float *c, const float *const *x, const struct rows *r, int col, const int n_q,
+                 const int n_v, const bool fetch)
 {
-    __m256 s[QUERIES][8];
-#pragma GCC unroll 4
+    const uint16_t *row = r->at + col, *next = fetch ? r->next + col * r->n : NULL;
+    const int n = r->n, stride = r->stride;
+    __m256 sum[QUERIES][8];
+#pragma GCC unroll 6
     for (int i = 0; i < n_q; i++)
 #pragma GCC unroll 8
-        for (int v = 0; v < n_v; v++) s[i][v] = _mm256_setzero_ps();
-    for (int d = 0; d < k_dim; d++) {
-        __m256 x[QUERIES];
-#pragma GCC unroll 4
-        for (int i = 0; i < n_q; i++) x[i] = _mm256_set1_ps(q[i][d]);
+        for (int v = 0; v < n_v; v++)
+            sum[i][v] = c ? _mm256_mul_ps(_mm256_loadu_ps(y[i] + col + 8 * v), _mm256_set1_ps(c[i])) : _mm256_setzero_ps();
+    for (int t = 0; t < n; t++) {
+        if (fetch) {
+#pragma GCC unroll 2
+            for (int v = 0; v < n_v; v += LINE_HALVES / 8) _mm_prefetch((const char *)(next + 8 * v * n), _MM_HINT_T1);
+            next += LINE_HALVES;
+        }
+        if (n_v > 2) {
+            __m256 w[QUERIES];
+#pragma GCC unroll 6
+            for (int i = 0; i < n_q; i++) w[i] = _mm256_set1_ps(x[i][t]);
 #pragma GCC unroll 8
-        for (int v = 0; v < n_v; v++) {
-            __m256 k = load_f16(k_page + d * KV_PAGE + j0 + 8 * v);
-#pragma GCC unroll 4
-            for (int i = 0; i < n_q; i++) s[i][v] = _mm256_fmadd_ps(x[i], k, s[i][v]);
+            for (int v = 0; v < n_v; v++) {
+                __m256 k = load_f16(row + 8 * v);
+#pragma GCC unroll 6
+                for (int i = 0; i < n_q; i++) sum[i][v] = _mm256_fmadd_ps(w[i], k, sum[i][v]);
+            }
+        } else {
+            __m256 k[2];
+#pragma GCC unroll 2
+            for (int v = 0; v < n_v; v++) k[v] = load_f16(row + 8 * v);
+#pragma GCC unroll 6
+            for (int i = 0; i < n_q; i++) {
+                __m256 w = _mm256_set1_ps(x[i][t]);
+#pragma GCC unroll 2
+                for (int v = 0; v < n_v; v++) sum[i][v] = _mm256_fmadd_ps(w, k[v], sum[i][v]);
+            }
+        }
+        row += stride;
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < n_q; i++)
+#pragma GCC unroll 8
+        for (int v = 0; v < n_v; v++) _mm256_storeu_ps(y[i] + col + 8 * v, sum[i][v]);
+}
+
+/* Passes of 8*n_v columns, as many as fit, from col. Returns the first column that is left. */
+INLINE int passes(float *const *y, const float *c, const float *const *x, const struct rows *r, int col, const int n_q,
+                  const int n_v)
+{
+    for (; col + 8 * n_v <= r->width; col += 8 * n_v) {
+        if (n_v > 1 && r->next && col % LINE_HALVES == 0 && col + LINE_HALVES <= r->width)
+            pass(y, c, x, r, col, n_q, n_v, true);
+        else
+            pass(y, c, x, r, col, n_q, n_v, false);
+    }
+    return col;
+}
+
+/* y[i][0 .. width-1] = y[i] * c[i] (0 if c is NULL), then fma(x[i][t], row t, y[i]) for t ascending: n_q queries. */
+INLINE void product(float *const *y, const float *c, const float *const *x, const struct rows *r, const int n_q)
+{
+    int col = 0;
+    if (n_q == 1) col = passes(y, c, x, r, col, n_q, 8);
+    if (n_q <= 3) col = passes(y, c, x, r, col, n_q, 4);
+    col = passes(y, c, x, r, col, n_q, 2);
+    col = passes(y, c, x, r, col, n_q, 1);
+    for (; col < r->width; col++) {
+        for (int i = 0; i < n_q; i++) {
+            float sum = c ? y[i][col] * c[i] : 0;
+            for (int t = 0; t < r->n; t++) sum = fmaf(x[i][t], _cvtsh_ss(r->at[t * r->stride + col]), sum);
+            y[i][col] = sum;
         }
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < n_q; i++)
-#pragma GCC unroll 8
-        for (int v = 0; v < n_v; v++) _mm256_store_ps(p[i] + j0 + 8 * v, s[i][v]);
 }
 
-/* All scores that one of n_q queries needs: keys below `keys`, rounded up to whole registers. */
-INLINE void score_page(float (*p)[KV_PAGE], const float *const *q, const uint16_t *k_page, int k_dim, int keys,
-                       int n_q)
-{
-    const int n_v = n_q == 1 ? 8 : n_q <= 3 ? 4 : 2;
-    for (int j = 0; j < keys; j += 8 * n_v) score(p, q, k_page, k_dim, j, n_q, n_v);
-}
+typedef void product_fn(float *const *y, const float *c, const float *const *x, const struct rows *r);
 
-/* Turns scores into weights (0 for unseen keys) and merges the page into m and l. Returns what acc shrinks by. */
-INLINE float soften(float *p, int seen, bool first, float *m, float *l)
-{
-    __m256 top8 = _mm256_set1_ps(*m);
-    for (int j = 0; j < seen; j += 8) {
-        __m256 masked = _mm256_blendv_ps(top8, _mm256_load_ps(p + j), _mm256_castsi256_ps(lanes_below(seen - j)));
-        top8 = _mm256_max_ps(masked, top8); /* this order passes over NaN */
+#define DEFINE(n_q)                                                                                              \
+    static void product_##n_q(float *const *y, const float *c, const float *const *x, const struct rows *r)      \
+    {                                                                                                            \
+        product(y, c, x, r, n_q);                                                                                \
     }
+DEFINE(1)
+DEFINE(2)
+DEFINE(3)
+DEFINE(4)
+DEFINE(5)
+DEFINE(6)
+#undef DEFINE
+
+static product_fn *const product_of[QUERIES + 1] = {NULL,      product_1, product_2, product_3,
+                                                    product_4, product_5, product_6};
+
+/* Queries of a block, all of which see some of a page, and their running results. */
+struct block {
+    int n, least, most;           /* queries; fewest and most keys of the page that one of them sees */
+    const float *q[QUERIES];
+    int seen[QUERIES];            /* 1..KV_PAGE */
+    float *m[QUERIES], *l[QUERIES], *acc[QUERIES];
+};
+
+/* Scores of unseen keys become such whose weight is 0, up to a multiple of 16 keys. */
+INLINE void hide_unseen(float *p, int seen)
+{
+    for (int j = seen / 8 * 8; j % 16 || j < seen; j += 8) {
+        __m256 visible = _mm256_castsi256_ps(lanes_below(seen - j));
+        _mm256_store_ps(p + j, _mm256_blendv_ps(_mm256_set1_ps(-INFINITY), _mm256_load_ps(p + j), visible));
+    }
+}
+
+/* The larger of m and the scores; a NaN among them is passed over. */
+INLINE float highest(const float *p, int seen, float m)
+{
+    __m256 top8 = _mm256_set1_ps(m), odd = top8;
+    for (int j = 0; j < seen; j += 16) { /* in this order max passes over NaN */
+        top8 = _mm256_max_ps(_mm256_load_ps(p + j), top8);
+        odd = _mm256_max_ps(_mm256_load_ps(p + j + 8), odd);
+    }
+    top8 = _mm256_max_ps(odd, top8);
     __m128 top4 = _mm_max_ps(_mm256_castps256_ps128(top8), _mm256_extractf128_ps(top8, 1));
     top4 = _mm_max_ps(top4, _mm_movehl_ps(top4, top4));
-    float top = _mm_cvtss_f32(_mm_max_ss(top4, _mm_movehdup_ps(top4))) + 0.0f;
-    __m256 lane[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    return _mm_cvtss_f32(_mm_max_ss(top4, _mm_movehdup_ps(top4))) + 0.0f;
+}
+
+/* Turns scores into weights and returns their sum. */
+INLINE float weigh(float *p, int seen, float top)
+{
+    __m256 lo = _mm256_setzero_ps(), hi = lo, top8 = _mm256_set1_ps(top);
     for (int j = 0; j < seen; j += 16) {
-#pragma GCC unroll 2
-        for (int h = 0; h < 2; h++) {
-            if (j + 8 * h >= seen) break;
-            __m256 e = exp8(_mm256_sub_ps(_mm256_load_ps(p + j + 8 * h), _mm256_set1_ps(top)));
-            e = _mm256_and_ps(e, _mm256_castsi256_ps(lanes_below(seen - j - 8 * h)));
-            _mm256_store_ps(p + j + 8 * h, e);
-            lane[h] = _mm256_add_ps(lane[h], e);
-        }
+        __m256 even = exp8(_mm256_sub_ps(_mm256_load_ps(p + j), top8));
+        __m256 odd = exp8(_mm256_sub_ps(_mm256_load_ps(p + j + 8), top8));
+        _mm256_store_ps(p + j, even);
+        _mm256_store_ps(p + j + 8, odd);
+        lo = _mm256_add_ps(lo, even);
+        hi = _mm256_add_ps(hi, odd);
     }
-    float c = first ? 0 : _mm256_cvtss_f32(exp8(_mm256_set1_ps(*m - top)));
-    *l = fmaf(*l, c, fold16(lane[0], lane[1]));
-    *m = top;
-    return c;
+    return fold16(lo, hi);
 }
 
-/* acc = acc * c, then += p_j * v_j for j0 <= j < j1: 8*n_v elements of n_q queries at element d. */
-INLINE void add_values(float *const *acc, const float *c, float (*p)[KV_PAGE], const uint16_t *v_page, int v_dim,
-                       int d, int j0, int j1, int n_q, int n_v)
+/* Turns the block's scores into weights and merges them into m and l. c: what acc shrinks by, of all queries by one
+ * exponential. Query by query within each step, so that one's latencies hide behind another's. */
+static void soften(float (*p)[KV_PAGE], const struct block *b, bool first, float c[8])
 {
-    __m256 sum[QUERIES][8];
-#pragma GCC unroll 4
-    for (int i = 0; i < n_q; i++)
-#pragma GCC unroll 8
-        for (int v = 0; v < n_v; v++) {
-            sum[i][v] = _mm256_loadu_ps(acc[i] + d + 8 * v);
-            if (c) sum[i][v] = _mm256_mul_ps(sum[i][v], _mm256_set1_ps(c[i]));
-        }
-    for (int j = j0; j < j1; j++) {
-        __m256 w[QUERIES];
-#pragma GCC unroll 4
-        for (int i = 0; i < n_q; i++) w[i] = _mm256_set1_ps(p[i][j]);
-#pragma GCC unroll 8
-        for (int v = 0; v < n_v; v++) {
-            __m256 x = load_f16(v_page + j * v_dim + d + 8 * v);
-#pragma GCC unroll 4
-            for (int i = 0; i < n_q; i++) sum[i][v] = _mm256_fmadd_ps(w[i], x, sum[i][v]);
-        }
+    for (int i = 0; i < b->n; i++) {
+        hide_unseen(p[i], b->seen[i]);
+        float top = highest(p[i], b->seen[i], *b->m[i]);
+        c[i] = *b->m[i] - top;
+        *b->m[i] = top;
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < n_q; i++)
-#pragma GCC unroll 8
-        for (int v = 0; v < n_v; v++) _mm256_storeu_ps(acc[i] + d + 8 * v, sum[i][v]);
+    _mm256_store_ps(c, first ? _mm256_setzero_ps() : exp8(_mm256_load_ps(c)));
+    for (int i = 0; i < b->n; i++) *b->l[i] = fmaf(*b->l[i], c[i], weigh(p[i], b->seen[i], *b->m[i]));
 }
 
-INLINE void add_all_values(float *const *acc, const float *c, float (*p)[KV_PAGE], const uint16_t *v_page, int v_dim,
-                           int j0, int j1, int n_q)
+/* One page. k_next, v_next: the page to be fetched meanwhile, or NULL. */
+static void attend_block(const struct block *b, float (*p)[KV_PAGE], int k_dim, int v_dim, const uint16_t *k_page,
+                         const uint16_t *v_page, const uint16_t *k_next, const uint16_t *v_next, bool first)
 {
-    const int n_v = n_q == 1 ? 8 : n_q <= 3 ? 4 : 2;
-    int d = 0;
-    for (; d + 8 * n_v <= v_dim; d += 8 * n_v) add_values(acc, c, p, v_page, v_dim, d, j0, j1, n_q, n_v);
-    for (; d + 8 <= v_dim; d += 8) add_values(acc, c, p, v_page, v_dim, d, j0, j1, n_q, 1);
-    for (; d < v_dim; d++) {
-        for (int i = 0; i < n_q; i++) {
-            float sum = c ? acc[i][d] * c[i] : acc[i][d];
-            for (int j = j0; j < j1; j++) sum = fmaf(p[i][j], _cvtsh_ss(v_page[j * v_dim + d]), sum);
-            acc[i][d] = sum;
-        }
+    _Alignas(32) float c[8] = {0};
+    float *scores[QUERIES];
+    const float *weights[QUERIES];
+    for (int i = 0; i < b->n; i++) weights[i] = scores[i] = p[i];
+    struct rows k = {.at = k_page, .n = k_dim, .width = (b->most + 15) / 16 * 16, .stride = KV_PAGE, .next = k_next};
+    product_of[b->n](scores, NULL, b->q, &k);
+    soften(p, b, first, c);
+    struct rows v = {.at = v_page, .n = b->least, .width = v_dim, .stride = v_dim, .next = v_next};
+    product_of[b->n](b->acc, first ? NULL : c, weights, &v);
+    for (int i = 0; i < b->n; i++) { /* what only some of them see */
+        if (b->seen[i] == b->least) continue;
+        const float one = 1, *rest = weights[i] + b->least;
+        v = (struct rows){.at = v_page + b->least * v_dim, .n = b->seen[i] - b->least, .width = v_dim, .stride = v_dim};
+        product_1(&b->acc[i], &one, &rest, &v);
     }
-}
-
-/* n_q queries that all see at least one key of the page. */
-INLINE void attend_queries(float (*p)[KV_PAGE], const float *const *q, const int *seen, int k_dim, int v_dim,
-                           const uint16_t *k_page, const uint16_t *v_page, bool first, float *const *m,
-                           float *const *l, float *const *acc, int n_q)
-{
-    float c[QUERIES];
-    int least = seen[0], most = seen[0];
-    for (int i = 1; i < n_q; i++) {
-        least = seen[i] < least ? seen[i] : least;
-        most = seen[i] > most ? seen[i] : most;
-    }
-    score_page(p, q, k_page, k_dim, most, n_q);
-    for (int i = 0; i < n_q; i++) c[i] = soften(p[i], seen[i], first, m[i], l[i]);
-    add_all_values(acc, c, p, v_page, v_dim, 0, least, n_q);
-    for (int i = 0; i < n_q; i++)
-        if (seen[i] > least) add_all_values(acc + i, NULL, p + i, v_page, v_dim, least, seen[i], 1);
 }
 
 void avx2_attend(const float *const *q, const int *n_keys, int n_q, int k_dim, int v_dim,
@@ -146,37 +223,36 @@ void avx2_attend(const float *const *q, const int *n_keys, int n_q, int k_dim, i
                  void *scratch)
 {
     struct attend_scratch *s = scratch;
-    int last = 0;
+    const size_t ld_acc = (size_t)v_dim;
+    int last = 0, n_blocks = (n_q + QUERIES - 1) / QUERIES;
     for (int i = 0; i < n_q; i++) {
         m[i] = -INFINITY;
         l[i] = 0;
         last = n_keys[i] > last ? n_keys[i] : last;
+        if (n_keys[i] <= 0) memset(acc + (size_t)i * ld_acc, 0, ld_acc * sizeof *acc); /* the others' first page writes it */
     }
-    for (size_t i = 0; i < (size_t)n_q * (size_t)v_dim; i++) acc[i] = 0;
     for (int page = 0; page * KV_PAGE < last; page++) {
-        const float *q_of[QUERIES];
-        float *m_of[QUERIES], *l_of[QUERIES], *acc_of[QUERIES];
-        int seen[QUERIES], n = 0;
-        for (int i = 0; i < n_q; i++) {
-            int sees = n_keys[i] - page * KV_PAGE;
-            if (sees > 0) {
-                q_of[n] = q[i];
-                m_of[n] = m + i;
-                l_of[n] = l + i;
-                acc_of[n] = acc + (size_t)i * (size_t)v_dim;
-                seen[n++] = sees < KV_PAGE ? sees : KV_PAGE;
+        const uint16_t *k_next = k_pages[page + 1], *v_next = v_pages[page + 1];
+        for (int j = 0, begin = 0, end; j < n_blocks; j++, begin = end) { /* of (nearly) equal size */
+            end = begin + (n_q - begin) / (n_blocks - j);
+            struct block b; /* not initialized: with one query, clearing it takes a twentieth of the time */
+            b.n = b.most = 0;
+            b.least = KV_PAGE;
+            for (int i = begin; i < end; i++) {
+                int seen = n_keys[i] - page * KV_PAGE;
+                if (seen <= 0) continue;
+                if (seen > KV_PAGE) seen = KV_PAGE;
+                b.least = seen < b.least ? seen : b.least;
+                b.most = seen > b.most ? seen : b.most;
+                b.seen[b.n] = seen;
+                b.q[b.n] = q[i];
+                b.m[b.n] = m + i;
+                b.l[b.n] = l + i;
+                b.acc[b.n++] = acc + (size_t)i * ld_acc;
             }
-            if (n < QUERIES && i < n_q - 1) continue;
-#define ATTEND(count) \
-    attend_queries(s->p, q_of, seen, k_dim, v_dim, k_pages[page], v_pages[page], page == 0, m_of, l_of, acc_of, count)
-            switch (n) {
-            case 1: ATTEND(1); break;
-            case 2: ATTEND(2); break;
-            case 3: ATTEND(3); break;
-            case 4: ATTEND(4); break;
-            }
-#undef ATTEND
-            n = 0;
+            if (b.n == 0) continue;
+            attend_block(&b, s->p, k_dim, v_dim, k_pages[page], v_pages[page], k_next, v_next, page == 0);
+            k_next = v_next = NULL; /* fetched once */
         }
     }
 }
