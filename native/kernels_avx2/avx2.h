@@ -40,7 +40,8 @@ typedef void avx2_matmul_fn(const struct weight *w, int row0, int row1, const st
 
 /* Any number of activation rows, by AVX2's own byte products or by AVX-VNNI's. */
 avx2_matmul_fn avx2_matmul_maddubs, avx2_matmul_vnni;
-/* One activation row, by type. NULL for types that are not quantized. */
+uint64_t avx2_peak_maddubs(int rounds), avx2_peak_vnni(int rounds);
+/* One to four activation rows, by type. NULL for types that are not quantized. */
 extern avx2_matmul_fn *const avx2_matvec_maddubs[TYPE_COUNT], *const avx2_matvec_vnni[TYPE_COUNT];
 
 enum { AVX2_MATVEC_MAX = 65536 }; /* longest row that matvec's scratch has room for */

@@ -49,6 +49,7 @@ static struct kernels avx2 = {
     .attend = avx2_attend,
     .attend_merge = avx2_attend_merge,
     .argmax = avx2_argmax,
+    .peak = avx2_peak_maddubs,
 };
 static struct kernels avxvnni;
 static const struct kernels *usable_avx2, *usable_avxvnni;
@@ -73,6 +74,7 @@ static void build_tables(void)
     if (!(has & CPU_AVXVNNI)) return;
     avxvnni = avx2;
     avxvnni.name = "avxvnni";
+    avxvnni.peak = avx2_peak_vnni;
     set_quantized(&avxvnni, matmul_vnni);
     usable_avxvnni = &avxvnni;
 #endif

@@ -26,6 +26,12 @@ INLINE __m256i broadcast4(const int8_t *q)
 
 INLINE __m256i widen16(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
 
+/* 16-bit sums + the products, in pairs. */
+INLINE __m256i add_products(__m256i pairs, __m256i w, __m256i q)
+{
+    return _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w, q));
+}
+
 /* With the sign of w moved to q. */
 INLINE __m256i pair_signed(__m256i w, __m256i q)
 {
@@ -39,9 +45,6 @@ INLINE void add_sum(__m256i *acc, const int32_t *start, bool first, __m256i sum)
     else *acc = start ? _mm256_add_epi32(sum, _mm256_set1_epi32(*start)) : sum;
 }
 
-/* Do it now: left alone, GCC reorders a loop's sums so that all products are made first, and spills them. */
-#define SETTLE(v) __asm__("" : "+x"(v))
-
 /* Sums of a sub-block that is handed over group by group, of four elements. */
 struct dot {
     __m256i sum, pairs;
@@ -52,8 +55,8 @@ struct dot {
 INLINE void dot_put(struct dot *d, const int32_t *start, __m256i w, const int8_t *q, int g, int n_groups, int bits)
 {
     const int run = bits == 4 ? 8 : bits == 5 ? 4 : 2;
-    __m256i p = _mm256_maddubs_epi16(w, broadcast4(q));
-    d->pairs = g % run == 0 ? p : _mm256_add_epi16(d->pairs, p);
+    __m256i b = broadcast4(q);
+    d->pairs = g % run == 0 ? _mm256_maddubs_epi16(w, b) : add_products(d->pairs, w, b);
     SETTLE(d->pairs);
     if (g % run == run - 1 || g == n_groups - 1) add_sum(&d->sum, start, g < run, widen16(d->pairs));
 }
@@ -80,9 +83,8 @@ INLINE void dot_tile_narrow(__m256i acc[][2], const int32_t *const start[], cons
 #pragma GCC unroll 8
         for (int t = 0; t < n_t; t++) {
             __m256i b = broadcast4(q + (size_t)t * ld + 4 * g);
-            __m256i p0 = _mm256_maddubs_epi16(w0, b), p1 = _mm256_maddubs_epi16(w1, b);
-            pairs[t][0] = g % run == 0 ? p0 : _mm256_add_epi16(pairs[t][0], p0);
-            pairs[t][1] = g % run == 0 ? p1 : _mm256_add_epi16(pairs[t][1], p1);
+            pairs[t][0] = g % run == 0 ? _mm256_maddubs_epi16(w0, b) : add_products(pairs[t][0], w0, b);
+            pairs[t][1] = g % run == 0 ? _mm256_maddubs_epi16(w1, b) : add_products(pairs[t][1], w1, b);
             SETTLE(pairs[t][0]);
             SETTLE(pairs[t][1]);
             if (g % run < run - 1 && g < n_groups - 1) continue;

@@ -19,6 +19,9 @@ INLINE __m256i broadcast4(const int8_t *q)
     return _mm256_set1_epi32(v);
 }
 
+/* 32-bit sums + the products, in fours. */
+INLINE __m256i add_products(__m256i sum, __m256i w, __m256i q) { return _mm256_dpbusd_avx_epi32(sum, w, q); }
+
 /* Sums of a sub-block that is handed over group by group, of four elements. */
 struct dot {
     __m256i sum;
@@ -35,7 +38,7 @@ INLINE void dot_put(struct dot *d, const int32_t *start, __m256i w, const int8_t
 {
     (void)n_groups;
     (void)bits;
-    d->sum = _mm256_dpbusd_avx_epi32(g == 0 ? start_sum(start) : d->sum, w, broadcast4(q));
+    d->sum = add_products(g == 0 ? start_sum(start) : d->sum, w, broadcast4(q));
 }
 
 INLINE void dot_put_signed(struct dot *d, const int32_t *start, __m256i w, const int8_t *q, int g)
@@ -57,8 +60,8 @@ INLINE void dot_tile(__m256i acc[][2], const int32_t *const start[], const uint8
 #pragma GCC unroll 8
         for (int t = 0; t < n_t; t++) {
             __m256i b = broadcast4(q + (size_t)t * ld + 4 * g);
-            acc[t][0] = _mm256_dpbusd_avx_epi32(acc[t][0], w0, b);
-            acc[t][1] = _mm256_dpbusd_avx_epi32(acc[t][1], w1, b);
+            acc[t][0] = add_products(acc[t][0], w0, b);
+            acc[t][1] = add_products(acc[t][1], w1, b);
         }
     }
 }

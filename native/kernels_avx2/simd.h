@@ -10,6 +10,9 @@
 /* The kernels are written as small functions with constant arguments, which must vanish into their caller. */
 #define INLINE static inline __attribute__((always_inline))
 
+/* Do it now: left alone, GCC reorders a loop's sums so that all products are made first, and spills them. */
+#define SETTLE(v) __asm__("" : "+x"(v))
+
 /* kexp of kernels_math.h in each lane. */
 INLINE __m256 exp8(__m256 x)
 {
