@@ -35,14 +35,15 @@ INLINE void multiply(const struct avx2_packed *packed, float (*acc)[ROW_TILE], c
                      const int32_t *offset, struct ahead *ahead, int lines, int n_t, int sub, int bits, bool has_zero)
 {
     size_t row = (size_t)a->n, blocks = row / ACT_BLOCK, subs = row / (size_t)sub;
+    const int parts = ACT_BLOCK / sub;
     const int8_t *q = a->q + (size_t)t * row + k;
     const float *scale = a->scale + (size_t)t * blocks + k / ACT_BLOCK;
     for (int block = 0; block < n / ACT_BLOCK; block++) {
         for (int i = 0; i < lines && ahead->p < ahead->end; i++, ahead->p += 64)
             _mm_prefetch((const char *)ahead->p, _MM_HINT_T1);
 #pragma GCC unroll 2
-        for (int part = 0; part < ACT_BLOCK / sub; part++) {
-            int j = block * (ACT_BLOCK / sub) + part;
+        for (int part = 0; part < parts; part++) {
+            int j = block * parts + part;
             __m256i isum[TOKENS][2];
             const int32_t *start[TOKENS];
 #pragma GCC unroll 8

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "decoder.h"
 #include "gguf.h"
@@ -369,6 +370,18 @@ static int most(const struct list *l)
     return m;
 }
 
+/* The most memory that this process had at once, the file's pages that it touched included. */
+static double most_resident_mb(void)
+{
+    struct rusage u;
+    getrusage(RUSAGE_SELF, &u);
+#ifdef __APPLE__
+    return (double)u.ru_maxrss * 1e-6; /* bytes there, kilobytes elsewhere */
+#else
+    return (double)u.ru_maxrss * 1024e-6;
+#endif
+}
+
 static void *run(void *arg)
 {
     struct bench *b = arg;
@@ -428,6 +441,8 @@ static void *run(void *arg)
         pool_free(b->p);
     }
     if (o->json) puts(b->n_results ? "\n]" : "[]");
+    else printf("%.0f MB resident at most, for %.0f MB of weights and %.0f MB of KV cache\n", most_resident_mb(),
+                (double)b->m->weight_bytes * 1e-6, (double)(pages * kv_page_bytes(&b->m->hp)) * 1e-6);
     kv_free(b->kv);
     decoder_free(b->d);
     model_free(b->m);

@@ -204,6 +204,20 @@ static void check_sizes(enum tensor_type type)
 
 static void every_table_multiplies_as_the_scalar_one(void) { each_type(check_sizes); }
 
+/* More tokens, and longer rows, than kernels take at once. */
+static void many_tokens_and_long_rows_multiply_alike(void)
+{
+    static const struct {
+        enum tensor_type type;
+        int n, n_tokens;
+    } cases[] = {{TYPE_Q4_1, 64, 1100}, {TYPE_Q6_K, 256, 1100}, {TYPE_Q4_K, 70144, 61}, {TYPE_Q3_K, 70144, 61}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct problem p = make_problem(cases[i].type, DATA_RANDOM, cases[i].n, cases[i].n_tokens);
+        for_each_table(k) check_product(k, &p, 17, 0, 17, cases[i].n_tokens, -1);
+        free_problem(&p);
+    }
+}
+
 static void check_ranges(enum tensor_type type)
 {
     struct problem p = make_problem(type, DATA_RANDOM, 512, 6);
@@ -337,6 +351,7 @@ int main(void)
     RUN(unpacked_blocks_are_the_dequantized_values);
     RUN(products_are_those_of_the_dequantized_weights);
     RUN(every_table_multiplies_as_the_scalar_one);
+    RUN(many_tokens_and_long_rows_multiply_alike);
     RUN(a_range_of_rows_is_written_and_nothing_else);
     RUN(weights_may_lie_at_any_address);
     RUN(extreme_weights_and_activations_multiply_alike);
