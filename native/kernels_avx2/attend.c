@@ -12,7 +12,7 @@
  * of the softmax is kept in a register.
  *
  * Decoding, K and V come from memory, and there are few queries to pay for it. The page that comes
- * next is fetched into L2 meanwhile. */
+ * next is fetched into L2 meanwhile: as large a share of it as the queries see of this page. */
 #include "avx2.h"
 #include "quant.h"
 #include "simd.h"
@@ -34,7 +34,7 @@ const size_t avx2_attend_scratch = sizeof(struct attend_scratch);
 struct rows {
     const uint16_t *at;
     int n, width, stride;
-    const uint16_t *next; /* what is fetched meanwhile, as many lines as these rows have; NULL if nothing */
+    const uint16_t *next; /* what is fetched meanwhile, a line for each whole one of these rows; NULL if nothing */
 };
 
 /* Columns col .. col + 8*n_v of product() for n_q queries.

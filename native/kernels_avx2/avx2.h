@@ -38,13 +38,17 @@ extern const struct avx2_format avx2_formats[TYPE_COUNT];
 typedef void avx2_matmul_fn(const struct weight *w, int row0, int row1, const struct act *a, float *y,
                             size_t ld_y, void *scratch);
 
-/* Any number of activation rows, by AVX2's own byte products or by AVX-VNNI's. */
-avx2_matmul_fn avx2_matmul_maddubs, avx2_matmul_vnni;
-uint64_t avx2_peak_maddubs(int rounds), avx2_peak_vnni(int rounds);
-/* One to four activation rows, by type. NULL for types that are not quantized. */
-extern avx2_matmul_fn *const avx2_matvec_maddubs[TYPE_COUNT], *const avx2_matvec_vnni[TYPE_COUNT];
+enum {
+    AVX2_MATVEC_TOKENS = 4,     /* most activation rows, */
+    AVX2_MATVEC_MAX = 1 << 16,  /* and longest ones, that matvec's scratch has room for */
+    AVX2_MATMUL_MAX = 1 << 22,  /* longest activation row that matmul's scratch has room for */
+};
 
-enum { AVX2_MATVEC_MAX = 65536 }; /* longest row that matvec's scratch has room for */
+/* Any number of activation rows up to AVX2_MATMUL_MAX long, by AVX2's own byte products or by AVX-VNNI's. */
+avx2_matmul_fn avx2_matmul_maddubs, avx2_matmul_vnni;
+/* The same of one to AVX2_MATVEC_TOKENS rows, by type. NULL for types that are not quantized. */
+extern avx2_matmul_fn *const avx2_matvec_maddubs[TYPE_COUNT], *const avx2_matvec_vnni[TYPE_COUNT];
+uint64_t avx2_peak_maddubs(int rounds), avx2_peak_vnni(int rounds);
 extern const size_t avx2_matmul_scratch, avx2_matvec_scratch, avx2_attend_scratch;
 
 /* ---- the rest ---- */

@@ -8,13 +8,13 @@
 #include <stddef.h>
 
 /* The dispatch by number of activation rows. Where matvec stops paying was measured; the
- * bits are the same either way. Matrices of fewer than eight rows are too narrow for a register. */
+ * bits are the same either way. Matrices of fewer than eight rows are too narrow for a register, and rows too long for the scratch are nobody's. */
 static void matmul(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
                    void *scratch, avx2_matmul_fn *const *matvec, avx2_matmul_fn *many)
 {
-    if (w->n_out < 8) {
+    if (w->n_out < 8 || a->n > AVX2_MATMUL_MAX) {
         kernels_scalar.matmul[w->type](w, row0, row1, a, y, ld_y, scratch);
-    } else if (a->n_rows <= 4 && a->n <= AVX2_MATVEC_MAX) {
+    } else if (a->n_rows <= AVX2_MATVEC_TOKENS && a->n <= AVX2_MATVEC_MAX) {
         matvec[w->type](w, row0, row1, a, y, ld_y, scratch);
     } else {
         many(w, row0, row1, a, y, ld_y, scratch);

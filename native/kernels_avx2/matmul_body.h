@@ -12,13 +12,13 @@
 
 enum {
     TOKENS = 4,            /* activation rows that the inner loop takes */
-    TOKEN_BLOCK = 512,     /* most activation rows between two packings of the same weights: fewer if they are so long */
-    CORRECTIONS = 1 << 18, /* that they have more corrections than this, one for 16 elements */
+    PACK_TOKENS = 512,     /* most activation rows between two packings of the same weights */
+    CORRECTIONS = AVX2_MATMUL_MAX / ACT_SUM_BLOCK, /* most of these rows' corrections: long rows are fewer rows */
 };
 
 struct matmul_scratch {
     struct avx2_packed packed;
-    float acc[TOKEN_BLOCK][ROW_TILE], macc[TOKEN_BLOCK][ROW_TILE];
+    float acc[PACK_TOKENS][ROW_TILE], macc[PACK_TOKENS][ROW_TILE];
     int32_t offset[CORRECTIONS];  /* of the block's rows, by sub-block; formats with a zero */
     float fsum[CORRECTIONS / 2];  /* likewise; formats with minimums of 32 elements */
 };
@@ -230,7 +230,7 @@ static void matmul(const struct weight *w, int row0, int row1, const struct act 
 {
     struct matmul_scratch *s = scratch;
     int block = CORRECTIONS / ((a->n + ACT_SUM_BLOCK - 1) / ACT_SUM_BLOCK);
-    if (block > TOKEN_BLOCK) block = TOKEN_BLOCK;
+    if (block > PACK_TOKENS) block = PACK_TOKENS;
     for (int t0 = 0; t0 < a->n_rows; t0 += block) {
         int n_t = a->n_rows - t0 < block ? a->n_rows - t0 : block;
         correct(s, &avx2_formats[w->type], a, t0, n_t);

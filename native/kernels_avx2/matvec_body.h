@@ -11,19 +11,17 @@
 #include "correction.h"
 #include "kernels.h"
 
-enum { MATVEC_TOKENS = 4 };
-
 /* Dwords from group to group of T rows' activations. */
 #define STRIDE(T) ((T) > 2 ? 4 : (T))
 
 /* By row, as the corrections are computed, and side by side. */
 struct matvec_scratch {
-    int32_t row_offset[MATVEC_TOKENS][AVX2_MATVEC_MAX / 16];
-    float row_fsum[MATVEC_TOKENS][AVX2_MATVEC_MAX / 32];
-    int8_t q[MATVEC_TOKENS * AVX2_MATVEC_MAX];
-    float scale[MATVEC_TOKENS * AVX2_MATVEC_MAX / 32];
-    int32_t offset[MATVEC_TOKENS * AVX2_MATVEC_MAX / 16];
-    float fsum[MATVEC_TOKENS * AVX2_MATVEC_MAX / 16];
+    int32_t row_offset[AVX2_MATVEC_TOKENS][AVX2_MATVEC_MAX / 16];
+    float row_fsum[AVX2_MATVEC_TOKENS][AVX2_MATVEC_MAX / 32];
+    int8_t q[AVX2_MATVEC_TOKENS * AVX2_MATVEC_MAX];
+    float scale[AVX2_MATVEC_TOKENS * AVX2_MATVEC_MAX / 32];
+    int32_t offset[AVX2_MATVEC_TOKENS * AVX2_MATVEC_MAX / 16];
+    float fsum[AVX2_MATVEC_TOKENS * AVX2_MATVEC_MAX / 16];
 };
 
 /* Activations as the products read them, at one block. T rows: element i of each is STRIDE(T) * i. */
@@ -64,19 +62,19 @@ static inline void interleave(void *dst, const void *const rows[], int n, int T)
 static struct side_by_side lay_side_by_side(struct matvec_scratch *sc, const struct act *a, int T, int sub, int zero,
                                             bool has_min)
 {
-    const void *q[MATVEC_TOKENS], *scale[MATVEC_TOKENS], *offset[MATVEC_TOKENS], *fsum[MATVEC_TOKENS];
+    const void *q[AVX2_MATVEC_TOKENS], *scale[AVX2_MATVEC_TOKENS], *offset[AVX2_MATVEC_TOKENS], *fsum[AVX2_MATVEC_TOKENS];
     for (int t = 0; t < T; t++) {
         size_t at = (size_t)t * (size_t)a->n;
-        if (zero) correct_zero(sc->row_offset[t], a->sum + at / 16, a->n, sub, zero);
-        if (has_min && sub == 32) sum_blocks(sc->row_fsum[t], a->scale + at / 32, a->sum + at / 16, a->n);
+        if (zero) correct_zero(sc->row_offset[t], a->sum + at / ACT_SUM_BLOCK, a->n, sub, zero);
+        if (has_min && sub == ACT_BLOCK) sum_blocks(sc->row_fsum[t], a->scale + at / ACT_BLOCK, a->sum + at / ACT_SUM_BLOCK, a->n);
         q[t] = a->q + at;
-        scale[t] = a->scale + at / 32;
+        scale[t] = a->scale + at / ACT_BLOCK;
         offset[t] = sc->row_offset[t];
-        fsum[t] = sub == 32 ? sc->row_fsum[t] : a->fsum + at / 16;
+        fsum[t] = sub == ACT_BLOCK ? sc->row_fsum[t] : a->fsum + at / ACT_SUM_BLOCK;
     }
     if (T == 1) return (struct side_by_side){q[0], scale[0], offset[0], fsum[0]};
     interleave(sc->q, q, a->n / 4, T);
-    interleave(sc->scale, scale, a->n / 32, T);
+    interleave(sc->scale, scale, a->n / ACT_BLOCK, T);
     if (zero) interleave(sc->offset, offset, a->n / sub, T);
     if (has_min) interleave(sc->fsum, fsum, a->n / sub, T);
     return (struct side_by_side){sc->q, sc->scale, sc->offset, sc->fsum};
@@ -87,10 +85,10 @@ struct sink {
     int n_t, sub, bits; /* constants of the function */
     bool has_zero, has_min;
     struct side_by_side a;  /* this block's */
-    const uint8_t *next;    /* what eight rows later takes the place of this block */
+    const uint8_t *next;    /* this block's share of the eight rows that come next, which are one piece */
     int lines, puts, n_put; /* cache lines of it, calls of put in a block, and those so far */
-    struct dot dot[16][MATVEC_TOKENS];
-    __m256 acc[MATVEC_TOKENS], macc[MATVEC_TOKENS];
+    struct dot dot[16][AVX2_MATVEC_TOKENS];
+    __m256 acc[AVX2_MATVEC_TOKENS], macc[AVX2_MATVEC_TOKENS];
 };
 
 INLINE const int32_t *start(const struct sink *s, int t, int j)
@@ -104,7 +102,7 @@ INLINE const int8_t *group(const struct sink *s, int t, int j, int g)
 }
 
 /* Asks for this call's share of the bytes at next: spread over the block, since a processor
- * can only wait for some ten lines at a time. GCC would put a block's requests in one place if it could. */
+ * can only wait for some ten to twenty lines at a time. GCC would put a block's requests in one place if it could. */
 INLINE void prefetch(struct sink *s)
 {
     int end = (s->n_put + 1) * s->lines / s->puts;
@@ -131,10 +129,10 @@ INLINE void put_signed(struct sink *s, int j, int g, __m256i w)
 
 INLINE void scale(struct sink *s, int j, __m256 d, __m256 m)
 {
-    const float *scale = s->a.scale + j * s->sub / 32 * STRIDE(s->n_t), *fsum = s->a.fsum + j * STRIDE(s->n_t);
+    const float *scales = s->a.scale + j * s->sub / ACT_BLOCK * STRIDE(s->n_t), *fsum = s->a.fsum + j * STRIDE(s->n_t);
 #pragma GCC unroll 4
     for (int t = 0; t < s->n_t; t++) {
-        __m256 ds = _mm256_mul_ps(d, _mm256_set1_ps(scale[t]));
+        __m256 ds = _mm256_mul_ps(d, _mm256_set1_ps(scales[t]));
         s->acc[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s->dot[j][t].sum), ds, s->acc[t]);
         if (s->has_min) s->macc[t] = _mm256_fmadd_ps(m, _mm256_set1_ps(fsum[t]), s->macc[t]);
     }
@@ -154,12 +152,12 @@ INLINE void store_rows(float *y, int first, int r, int row1, __m256 v)
     for (; r < row1 && r < first + 8; r++) y[r] = lane[r - first];
 }
 
-#define DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, T) \
+#define DEFINE_AVX2_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, T) \
     static void matvec_##name##_##T(const struct weight *w, int row0, int row1, const struct act *a, float *y, \
                                     size_t ld_y, struct matvec_scratch *sc) \
     { \
         const size_t bytes = sizeof(struct block_##name), stride = w->row_bytes; \
-        const int n_sub = elements / sub_elements * STRIDE(T); \
+        const int corrections = elements / sub_elements * STRIDE(T); \
         const struct side_by_side act = lay_side_by_side(sc, a, T, sub_elements, offset_by, min); \
         struct sink s = {.n_t = T, .sub = sub_elements, .bits = n_bits, .has_zero = offset_by != 0, .has_min = min, \
                          .lines = (int)(8 * bytes + 63) / 64, .puts = elements / 4}; \
@@ -177,18 +175,18 @@ INLINE void store_rows(float *y, int first, int r, int row1, __m256 v)
                 s.next += 8 * bytes; \
                 s.a.q += elements * STRIDE(T); \
                 s.a.scale += elements / 32 * STRIDE(T); \
-                if (offset_by) s.a.offset += n_sub; \
-                if (min) s.a.fsum += n_sub; \
+                if (offset_by) s.a.offset += corrections; \
+                if (min) s.a.fsum += corrections; \
             } \
             for (int t = 0; t < T; t++) \
                 store_rows(y + (size_t)t * ld_y, first, r, row1, min ? _mm256_sub_ps(s.acc[t], s.macc[t]) : s.acc[t]); \
         } \
     }
 #define DEFINE_MATVEC(name, elements, sub_elements, n_bits, offset_by, min) \
-    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 1) \
-    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 2) \
-    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 3) \
-    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 4) \
+    DEFINE_AVX2_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 1) \
+    DEFINE_AVX2_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 2) \
+    DEFINE_AVX2_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 3) \
+    DEFINE_AVX2_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 4) \
     static void matvec_##name(const struct weight *w, int row0, int row1, const struct act *a, float *y, \
                               size_t ld_y, void *scratch) \
     { \
@@ -196,7 +194,7 @@ INLINE void store_rows(float *y, int first, int r, int row1, __m256 v)
         case 1: matvec_##name##_1(w, row0, row1, a, y, ld_y, scratch); break; \
         case 2: matvec_##name##_2(w, row0, row1, a, y, ld_y, scratch); break; \
         case 3: matvec_##name##_3(w, row0, row1, a, y, ld_y, scratch); break; \
-        default: matvec_##name##_4(w, row0, row1, a, y, ld_y, scratch); \
+        case 4: matvec_##name##_4(w, row0, row1, a, y, ld_y, scratch); break; \
         } \
     }
 

@@ -3,7 +3,7 @@
 
 static uint64_t peak(int rounds)
 {
-    enum { CHAINS = 12 }; /* independent sums: latency 5 times 2 ports, and to spare */
+    enum { CHAINS = 12 }; /* independent sums: two a cycle, and AVX-VNNI's take five cycles */
     __m256i sum[CHAINS], w = _mm256_set1_epi8(3), q = _mm256_set1_epi8(5);
 #pragma GCC unroll 12 /* so that the sums are registers */
     for (int i = 0; i < CHAINS; i++) sum[i] = _mm256_set1_epi32(i);

@@ -10,19 +10,11 @@
 
 #include <stdbool.h>
 #include <stddef.h>
-#include <string.h>
 
 #include "simd.h"
 
-/* What dot_signed and dot_many leave to be taken off: Q8_0's offset is undone here. */
+/* What dot_put_signed and dot_tile leave to be taken off: Q8_0's offset is undone here. */
 enum { PRODUCT_Q8_ZERO = 0 };
-
-INLINE __m256i broadcast4(const int8_t *q)
-{
-    int32_t v;
-    memcpy(&v, q, sizeof v);
-    return _mm256_set1_epi32(v);
-}
 
 INLINE __m256i widen16(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
 

@@ -5,19 +5,10 @@
 #ifndef INFER_AVX2_PRODUCT_H
 #define INFER_AVX2_PRODUCT_H
 
-#include <string.h>
-
 #include "simd.h"
 
 /* What dot_put_signed and dot_tile leave to be taken off of Q8_0. */
 enum { PRODUCT_Q8_ZERO = 128 };
-
-INLINE __m256i broadcast4(const int8_t *q)
-{
-    int32_t v;
-    memcpy(&v, q, sizeof v);
-    return _mm256_set1_epi32(v);
-}
 
 /* 32-bit sums + the products, in fours. */
 INLINE __m256i add_products(__m256i sum, __m256i w, __m256i q) { return _mm256_dpbusd_avx_epi32(sum, w, q); }

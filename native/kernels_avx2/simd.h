@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "kernels_math.h"
 
@@ -12,6 +13,14 @@
 
 /* Do it now: left alone, GCC reorders a loop's sums so that all products are made first, and spills them. */
 #define SETTLE(v) __asm__("" : "+x"(v))
+
+/* Four bytes, in each lane. */
+INLINE __m256i broadcast4(const int8_t *q)
+{
+    int32_t v;
+    memcpy(&v, q, sizeof v);
+    return _mm256_set1_epi32(v);
+}
 
 /* kexp of kernels_math.h in each lane. */
 INLINE __m256 exp8(__m256 x)

@@ -74,7 +74,7 @@ static void fill_activation(float *x, int n, int token, enum data data)
 {
     for (int i = 0; i < n; i++) {
         x[i] = random_float();
-        switch (token % 7) { /* some rows are awkward */
+        switch ((token + (data == DATA_LARGEST ? 4 : 0)) % 7) { /* some rows are awkward, with the largest weights the first */
         case 1: x[i] = i % 2 ? 1.0f : -1.0f; break;
         case 2: x[i] *= i % 50 == 3 ? 1000.0f : 0.001f; break; /* outliers */
         case 3: if (i / 32 % 2) x[i] = 0; break;               /* blocks of zeros */
@@ -210,7 +210,8 @@ static void many_tokens_and_long_rows_multiply_alike(void)
     static const struct {
         enum tensor_type type;
         int n, n_tokens;
-    } cases[] = {{TYPE_Q4_1, 64, 1100}, {TYPE_Q6_K, 256, 1100}, {TYPE_Q4_K, 70144, 61}, {TYPE_Q3_K, 70144, 61}};
+    } cases[] = {{TYPE_Q4_1, 64, 1100},  {TYPE_Q6_K, 256, 1100},  {TYPE_Q2_K, 256, 1100}, {TYPE_Q4_K, 65536, 4},
+                 {TYPE_Q4_K, 70144, 61}, {TYPE_Q3_K, 70144, 61}, {TYPE_Q6_K, 70144, 4},  {TYPE_Q4_0, (1 << 22) + 32, 1}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct problem p = make_problem(cases[i].type, DATA_RANDOM, cases[i].n, cases[i].n_tokens);
         for_each_table(k) check_product(k, &p, 17, 0, 17, cases[i].n_tokens, -1);
@@ -251,6 +252,7 @@ static void check_extremes(enum tensor_type type)
         struct problem p = make_problem(type, data, 768, 14);
         for_each_table(k) {
             check_product(k, &p, 17, 0, 17, 1, -1);
+            check_product(k, &p, 17, 0, 17, 4, -1);
             check_product(k, &p, 17, 0, 17, 14, -1);
         }
         free_problem(&p);
