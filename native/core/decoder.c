@@ -13,8 +13,8 @@
  * head, RoPE, silu, residual sum, quantization of the next input) is done by whoever computed the chunk, while it is in
  * the cache, and the norm in front of a product is repeated by every thread where that is cheaper than a barrier.
  *
- * Precision. An int8 activation row is off by up to half a step. Where that costs most, in the inputs of Q, K and
- * V and of the output matrix, the row's rounding error is quantized into a second int8 row and multiplied
+ * Precision. An int8 activation row is off by up to half a step. Where that costs most for its work, in the inputs of
+ * K and V and of the logits of likely tokens, the row's rounding error is quantized into a second int8 row and multiplied
  * too: W*x ~ W*q + W*q', each product by the contract of kernels.h, the sum rounded once. The measured effect is
  * in docs/accuracy.md.
  *
@@ -43,6 +43,20 @@ enum {
     FINE_FLOATS = 32768,      /* the same of products with rounding errors */
     PARTIAL_FLOATS = 2 << 20, /* 8 MB for the partial sums of spans */
     MAX_SPAN_ITEMS = 1 << 14,
+
+    /* Tokens whose logits are likely to matter, part of what defines the result's bits: those less than LIKELY_NATS below
+     * the largest, and if these are more than MOST_LIKELY, fewer of these nats, in steps. */
+    LIKELY_NATS = 6,
+    MOST_LIKELY = 256,
+    STEPS_PER_NAT = 16, /* a power of two: comparing with a multiple of it is exact */
+    LIKELY_STEPS = LIKELY_NATS * STEPS_PER_NAT,
+    VOCAB_PART = 4096, /* logits that a thread looks through at a time */
+};
+
+/* What is known of a row of logits before the rounding errors are multiplied. */
+struct likely {
+    _Atomic float top;                       /* the largest */
+    _Atomic uint32_t below[LIKELY_STEPS];    /* how many are so many steps below it */
 };
 
 /* Rows of (token, head) of one KV head of one sequence that attend to the same keys. */
@@ -67,6 +81,7 @@ struct decoder {
     const struct model *m;
     const struct kernels *k;
     int max_tokens, max_logits;
+    int refine_rows; /* rows of the output matrix that refine takes: a tile, if so many fit into local.fine */
 
     /* Derived from the model. */
     int group;         /* query heads of a KV head */
@@ -81,6 +96,7 @@ struct decoder {
     int n_tokens, n_rows;
     bool wants_output; /* of any token: logits or the hidden state */
     int *row_token;    /* [max_logits] which token a row of logits belongs to */
+    struct likely *likely; /* [max_logits] */
     struct query_group *groups;
     struct attention_item *items;
     int n_groups, n_items, max_groups;
@@ -124,14 +140,22 @@ static int fine_row(int i, int n, int *error_row)
     return first + i;
 }
 
-/* y [t1-t0, ..] = rows row0 .. row1-1 of w times tokens t0 .. t1-1, one block, of an input with rounding errors. */
+/* y [t1-t0, ..] = rows row0 .. row1-1 of w times tokens t0 .. t1-1, one block, of an input with rounding errors,
+ * which are left out. */
+static void multiply_coarse(const struct decoder *d, const struct weight *w, int row0, int row1, const struct act *a,
+                            int t0, int t1, float *y, size_t ld_y, void *scratch)
+{
+    struct act rows = act_rows(a, 2 * t0, t0 + t1);
+    d->k->matmul[w->type](w, row0, row1, &rows, y, ld_y, scratch);
+}
+
+/* The same with rounding errors. */
 static void multiply_fine(const struct decoder *d, struct local *mine, const struct weight *w, int row0, int row1,
                           const struct act *a, int t0, int t1, float *y, size_t ld_y, void *scratch)
 {
     int n = t1 - t0;
     if (!weight_is_quantized(w)) {
-        struct act rows = act_rows(a, 2 * t0, 2 * t0 + n);
-        d->k->matmul[w->type](w, row0, row1, &rows, y, ld_y, scratch);
+        multiply_coarse(d, w, row0, row1, a, t0, t1, y, ld_y, scratch);
         return;
     }
     struct act both = act_rows(a, 2 * t0, 2 * t0 + 2 * n);
@@ -169,7 +193,7 @@ static void embed(struct pool_thread *t, struct decoder *d)
 /* How a product wants its input. */
 struct precision {
     bool quantized; /* some weight that reads it is */
-    bool fine;      /* with rounding errors, for multiply_fine */
+    bool fine;      /* with rounding errors, for multiply_fine and multiply_coarse */
 };
 
 static void normalize_rows(const struct decoder *d, struct act *a, float *y, const float *norm, const int *rows, int n,
@@ -235,14 +259,14 @@ static void keys_and_values(struct decoder *d, struct local *mine, int layer, in
         }
 }
 
-static void queries(struct decoder *d, struct local *mine, int layer, int head0, int head1, const struct act *a, int t0,
-                    int t1, void *scratch)
+static void queries(struct decoder *d, int layer, int head0, int head1, const struct act *a, int t0, int t1,
+                    void *scratch)
 {
     const struct hparams *hp = &d->m->hp;
     const struct layer *l = &d->m->layers[layer];
     size_t n_q = (size_t)hp->n_q;
     float *q = d->q + (size_t)t0 * n_q, scale = 1 / sqrtf((float)hp->k_dim);
-    multiply_fine(d, mine, &l->wq, head0 * hp->k_dim, head1 * hp->k_dim, a, t0, t1, q, n_q, scratch);
+    multiply_coarse(d, &l->wq, head0 * hp->k_dim, head1 * hp->k_dim, a, t0, t1, q, n_q, scratch);
     for (int h = head0; h < head1; h++)
         for (int i = 0; i < t1 - t0; i++) {
             float *q_head = q + (size_t)i * n_q + h * hp->k_dim;
@@ -264,7 +288,8 @@ static void project_qkv(struct pool_thread *t, struct decoder *d, struct local *
         bool kv = c.row0 < kv_units;
         int unit = kv ? d->kv_unit : d->q_unit, n = kv ? hp->n_head_kv : hp->n_head;
         int head0 = (kv ? c.row0 : c.row0 - kv_units) * unit, head1 = head0 + unit < n ? head0 + unit : n;
-        (kv ? keys_and_values : queries)(d, mine, layer, head0, head1, input, c.t0, c.t1, t->scratch);
+        if (kv) keys_and_values(d, mine, layer, head0, head1, input, c.t0, c.t1, t->scratch);
+        else queries(d, layer, head0, head1, input, c.t0, c.t1, t->scratch);
     }
 }
 
@@ -412,6 +437,79 @@ static void project_hidden(struct pool_thread *t, struct decoder *d, const struc
     }
 }
 
+static void reset_likely(struct likely *l)
+{
+    atomic_store_explicit(&l->top, -INFINITY, memory_order_relaxed);
+    for (int i = 0; i < LIKELY_STEPS; i++) atomic_store_explicit(&l->below[i], 0, memory_order_relaxed);
+}
+
+/* top = x where x is larger. */
+static void raise_top(struct likely *l, float x)
+{
+    float top = atomic_load_explicit(&l->top, memory_order_relaxed);
+    while (x > top && !atomic_compare_exchange_weak_explicit(&l->top, &top, x, memory_order_relaxed, memory_order_relaxed)) {
+    }
+}
+
+/* Adds a part of a row of logits to its counts. NaN is nowhere counted. */
+static void count_likely(struct likely *l, const float *logits, int n)
+{
+    float top = atomic_load_explicit(&l->top, memory_order_relaxed);
+    uint32_t below[LIKELY_STEPS] = {0};
+    for (int i = 0; i < n; i++) {
+        float nats = top - logits[i];
+        if (nats < LIKELY_NATS) below[(int)(nats * STEPS_PER_NAT)]++;
+    }
+    for (int i = 0; i < LIKELY_STEPS; i++)
+        if (below[i]) atomic_fetch_add_explicit(&l->below[i], below[i], memory_order_relaxed);
+}
+
+/* Logits so far below the largest, or further, are not likely. */
+static float unlikely_nats(struct likely *l)
+{
+    uint32_t n = atomic_load_explicit(&l->below[0], memory_order_relaxed);
+    int steps = 1;
+    for (; steps < LIKELY_STEPS; steps++) {
+        n += atomic_load_explicit(&l->below[steps], memory_order_relaxed);
+        if (n > MOST_LIKELY) break;
+    }
+    return (float)steps / STEPS_PER_NAT;
+}
+
+/* logits[id[k]] += the row of rounding errors times row id[k] of the output matrix, n of them. They lie anywhere in it:
+ * copied to one place they are a small matrix. */
+static void refine(const struct decoder *d, struct local *mine, const struct act *error, float *logits, const int *id,
+                   int n, void *scratch)
+{
+    struct weight rows = d->m->output;
+    rows.data = mine->fine;
+    rows.n_out = d->refine_rows;
+    for (int k = 0; k < rows.n_out; k++) /* kernels like whole tiles: the last one again fills it up */
+        memcpy((char *)mine->fine + (size_t)k * rows.row_bytes,
+               (const char *)d->m->output.data + (size_t)id[k < n ? k : n - 1] * rows.row_bytes, rows.row_bytes);
+    float y[ROW_TILE];
+    d->k->matmul[rows.type](&rows, 0, rows.n_out, error, y, ROW_TILE, scratch);
+    for (int k = 0; k < n; k++) logits[id[k]] += y[k];
+}
+
+/* Adds what the rounding errors of row i of `input` give to the likely ones of logits begin .. end-1 of that row. */
+static void refine_likely(const struct decoder *d, struct local *mine, const struct act *input, int i, int begin, int end,
+                          void *scratch)
+{
+    float *logits = d->logits + (size_t)i * (size_t)d->m->hp.n_vocab;
+    float top = atomic_load_explicit(&d->likely[i].top, memory_order_relaxed), unlikely = unlikely_nats(&d->likely[i]);
+    int error_at, id[ROW_TILE], n = 0;
+    fine_row(i, d->n_rows, &error_at);
+    struct act error = act_rows(input, error_at, error_at + 1);
+    for (int j = begin; j < end; j++) {
+        if (top - logits[j] < unlikely) id[n++] = j;
+        if (n == d->refine_rows || (n > 0 && j + 1 == end)) {
+            refine(d, mine, &error, logits, id, n, scratch);
+            n = 0;
+        }
+    }
+}
+
 /* The logits of the rows that want them. */
 static void project_output(struct pool_thread *t, struct decoder *d, struct local *mine)
 {
@@ -421,12 +519,27 @@ static void project_output(struct pool_thread *t, struct decoder *d, struct loca
         if (d->batch[i].hidden)
             d->k->rmsnorm(d->batch[i].hidden, d->x + (size_t)i * n_embd, m->output_norm, (int)n_embd, m->hp.norm_eps);
     if (d->n_rows == 0) return;
+    bool refine = weight_is_quantized(&m->output);
     const struct act *input = normalize(t, d, mine, m->output_norm, d->row_token, d->n_rows,
-                                        (struct precision){.quantized = weight_is_quantized(&m->output), .fine = true});
+                                        (struct precision){.quantized = refine, .fine = true});
     struct chunk c;
     while (next_chunk(t, m->output.n_out, chunk_rows(m->output.n_out, d->n_rows), d->n_rows, TOKEN_BLOCK, &c)) {
         float *logits = d->logits + (size_t)c.t0 * n_vocab;
-        multiply_fine(d, mine, &m->output, c.row0, c.row1, input, c.t0, c.t1, logits, n_vocab, t->scratch);
+        multiply_coarse(d, &m->output, c.row0, c.row1, input, c.t0, c.t1, logits, n_vocab, t->scratch);
+        for (int i = c.t0; refine && i < c.t1; i++, logits += n_vocab)
+            raise_top(&d->likely[i], logits[c.row0 + d->k->argmax(logits + c.row0, c.row1 - c.row0)]);
+    }
+    if (!refine) return;
+    /* Each row in parts: the parts of one row, then of the next. */
+    int parts = (m->output.n_out + VOCAB_PART - 1) / VOCAB_PART, begin, end;
+    for (int pass = 0; pass < 2; pass++) {
+        pool_barrier(t);
+        while (pool_share(t, d->n_rows * parts, 1, &begin, &end)) {
+            int i = begin / parts, from = begin % parts * VOCAB_PART;
+            int to = from + VOCAB_PART < m->output.n_out ? from + VOCAB_PART : m->output.n_out;
+            if (pass == 0) count_likely(&d->likely[i], d->logits + (size_t)i * n_vocab + from, to - from);
+            else refine_likely(d, mine, input, i, from, to, t->scratch);
+        }
     }
 }
 
@@ -524,7 +637,7 @@ const float *decoder_forward(struct decoder *d, struct pool *p, const struct bat
     for (int i = 0; i < n_tokens; i++) {
         if (batch[i].logits_row >= 0) {
             d->row_token[batch[i].logits_row] = i;
-            d->n_rows++;
+            reset_likely(&d->likely[d->n_rows++]);
         }
         d->wants_output |= batch[i].logits_row >= 0 || batch[i].hidden;
     }
@@ -563,8 +676,15 @@ struct decoder *decoder_create(const struct model *m, const struct kernels *k, i
         infer_fail(err, INFER_ERR, "value heads of %d elements: at most %d can be computed", hp->v_dim, LOCAL_FLOATS);
         return NULL;
     }
+    int refine_rows = (int)(sizeof ((struct local *)0)->fine / m->output.row_bytes);
+    if (refine_rows == 0) {
+        infer_fail(err, INFER_ERR, "rows of %zu bytes in the output matrix: at most %zu can be computed", m->output.row_bytes,
+                   sizeof ((struct local *)0)->fine);
+        return NULL;
+    }
     struct decoder *d = calloc(1, sizeof *d);
     if (!d) goto no_memory;
+    d->refine_rows = refine_rows < ROW_TILE ? refine_rows : ROW_TILE;
     d->m = m;
     d->k = k;
     d->max_tokens = max_tokens;
@@ -583,15 +703,16 @@ struct decoder *decoder_create(const struct model *m, const struct kernels *k, i
     d->groups = calloc(max_groups, sizeof *d->groups);
     d->items = calloc(max_items, sizeof *d->items);
     d->row_token = calloc((size_t)max_logits + 1, sizeof *d->row_token);
+    d->likely = calloc((size_t)max_logits + 1, sizeof *d->likely);
     d->frequency = calloc(half + 1, sizeof *d->frequency);
     d->other_bytes = sizeof *d + max_groups * sizeof *d->groups + max_items * sizeof *d->items +
-                     (size_t)max_logits * sizeof *d->row_token + half * sizeof *d->frequency;
+                     (size_t)max_logits * (sizeof *d->row_token + sizeof *d->likely) + half * sizeof *d->frequency;
     struct arena arena = {0};
     lay_out(d, &arena);
     d->memory_bytes = arena.used;
     arena = (struct arena){.base = platform_map_anonymous(d->memory_bytes)};
     d->memory = arena.base;
-    if (!d->groups || !d->items || !d->row_token || !d->frequency || !d->memory) goto no_memory;
+    if (!d->groups || !d->items || !d->row_token || !d->likely || !d->frequency || !d->memory) goto no_memory;
     lay_out(d, &arena);
 
     for (size_t i = 0; i < half; i++)
@@ -612,6 +733,7 @@ void decoder_free(struct decoder *d)
     free(d->groups);
     free(d->items);
     free(d->row_token);
+    free(d->likely);
     free(d->frequency);
     free(d);
 }

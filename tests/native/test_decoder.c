@@ -8,6 +8,7 @@
 #include "blocks.h"
 #include "check.h"
 #include "decoder.h"
+#include "product.h"
 
 /* ---- random models, in memory ---- */
 
@@ -42,11 +43,14 @@ static const struct variant quantized_variants[] = {
     {"smollm2-like, Q4_1 and Q8_0", 96, 96, 2, 3, 1, 32, 32, 160, 32, ROPE_INTERLEAVED, 0, 0, 0, 0, 1, TYPE_Q4_1, TYPE_Q8_0},
     {"qwen3-like, Q4_K and Q6_K", 64, 256, 1, 4, 2, 64, 64, 256, 64, ROPE_NEOX, 0, 0, 1, 0, 1, TYPE_Q4_K, TYPE_Q6_K},
     {"heads of half a block, Q5_0", 70, 64, 2, 4, 2, 16, 16, 96, 16, ROPE_NEOX, 1, 1, 0, 1, 0, TYPE_Q5_0, TYPE_F16},
+    {"more tokens than can be likely", 4500, 64, 1, 4, 2, 16, 16, 96, 16, ROPE_INTERLEAVED, 0, 0, 0, 0, 1, TYPE_Q4_0, TYPE_Q8_0},
+    {"rows too long for sixteen in a thread's buffer", 48, 8192, 1, 2, 1, 16, 16, 32, 16, ROPE_NEOX, 0, 0, 0, 0, 1, TYPE_Q4_0, TYPE_Q8_0},
 };
 
 static const struct variant *const all_variants[] = {
     &float_variants[0], &float_variants[1], &float_variants[2], &float_variants[3], &float_variants[4],
     &float_variants[5], &quantized_variants[0], &quantized_variants[1], &quantized_variants[2],
+    &quantized_variants[3], &quantized_variants[4],
 };
 enum { N_VARIANTS = sizeof all_variants / sizeof *all_variants };
 
@@ -420,6 +424,74 @@ static void quantized_models_stay_near_double_precision(void)
         compare_with_reference(&quantized_variants[i], 0.03);
 }
 
+static int descending(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x < y) - (x > y);
+}
+
+/* docs/accuracy.md: less than 6 nats below the largest logit, or, where more than 256 are, fewer sixteenths of
+ * a nat, but one at least. */
+static float likely_nats(const float *logits, int n)
+{
+    float *sorted = malloc((size_t)n * sizeof *sorted), nats = 6;
+    memcpy(sorted, logits, (size_t)n * sizeof *sorted);
+    qsort(sorted, (size_t)n, sizeof *sorted, descending);
+    while (n > 256 && nats > 1 / 16.0f && sorted[0] - sorted[256] < nats) nats -= 1 / 16.0f;
+    free(sorted);
+    return nats;
+}
+
+/* Which logits have rounding errors in them; spread: what the weights of the last norm are multiplied with. Returns for how
+ * many tokens all that are within 6 nats were likely. */
+static int check_likely(const struct variant *v, float spread)
+{
+    const struct kernels *k = &kernels_scalar;
+    struct model *m = random_model(v);
+    float *norm = (float *)(uintptr_t)m->output_norm;
+    for (int i = 0; i < v->n_embd; i++) norm[i] *= spread;
+    uint32_t ids[N];
+    make_ids(m, ids, N, 7);
+    float *hidden = malloc((size_t)(N * v->n_embd) * sizeof *hidden), *y = malloc((size_t)(2 * v->n_vocab) * sizeof *y);
+    float *got = run(m, (struct runner){.k = kernels_available()[0], .threads = 2, .slice = N}, ids, N, hidden);
+    enum { MOST = 8192 };
+    static int8_t q[2 * MOST];
+    static float scale[2 * MOST / ACT_BLOCK], fsum[2 * MOST / ACT_SUM_BLOCK];
+    static int32_t sum[2 * MOST / ACT_SUM_BLOCK];
+    struct act a = {.n_rows = 2, .n = v->n_embd, .ld_x = (size_t)v->n_embd, .q = q, .scale = scale, .sum = sum, .fsum = fsum};
+    void *scratch = aligned_alloc(64, (k->scratch_bytes + 63) / 64 * 64 + 64);
+    int all = 0, wrong = 0, refined = 0;
+    for (int t = 0; t < N; t++) {
+        a.x = hidden + t * v->n_embd;
+        k->quantize(&a, 0);
+        act_quantize_error(k, &a, a.x, 0, 1, 0, a.n);
+        k->matmul[m->output.type](&m->output, 0, v->n_vocab, &a, y, (size_t)v->n_vocab, scratch);
+        float top = y[k->argmax(y, v->n_vocab)], nats = likely_nats(y, v->n_vocab);
+        all += nats == 6;
+        for (int i = 0; i < v->n_vocab; i++) {
+            bool likely = top - y[i] < nats;
+            float want = likely ? y[i] + y[v->n_vocab + i] : y[i];
+            refined += likely;
+            wrong += memcmp(&got[t * v->n_vocab + i], &want, sizeof want) != 0;
+        }
+    }
+    CHECKF(wrong == 0, "spread %g: %d of %d logits are not what the rule says", spread, wrong, N * v->n_vocab);
+    CHECKF(refined >= N && refined <= 257 * N, "spread %g: %d likely logits of %d tokens", spread, refined, N);
+    free(scratch);
+    free(got);
+    free(y);
+    free(hidden);
+    free_model(m);
+    return all;
+}
+
+static void likely_logits_have_rounding_errors(void)
+{
+    CHECK(check_likely(&quantized_variants[3], 1) == 0);   /* thousands within 6 nats */
+    CHECK(check_likely(&quantized_variants[3], 10) > 200); /* few */
+    CHECK(check_likely(&quantized_variants[4], 1) == N);
+}
+
 /* Bit for bit. */
 static void expect_equal(const struct variant *v, const struct model *m, const float *want, struct runner how,
                          const uint32_t *ids)
@@ -501,6 +573,7 @@ int main(void)
 {
     RUN(float_models_match_double_precision);
     RUN(quantized_models_stay_near_double_precision);
+    RUN(likely_logits_have_rounding_errors);
     RUN(threads_change_no_bit);
     RUN(slices_of_the_prompt_change_no_bit);
     RUN(slices_without_logits_leave_the_same_keys_and_values);
