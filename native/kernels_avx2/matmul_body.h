@@ -47,8 +47,8 @@ INLINE void multiply(const struct avx2_packed *packed, float (*acc)[ROW_TILE], c
             __m256i isum[TOKENS][2];
             const int32_t *start[TOKENS];
 #pragma GCC unroll 8
-            for (int i = 0; i < n_t; i++) start[i] = has_zero ? offset + (size_t)i * subs + j : NULL;
-            dot_tile(isum, start, packed->q[j * sub / 4][0], q + j * sub, row, n_t, sub, bits);
+            for (int i = 0; i < n_t; i++) start[i] = offset + (size_t)i * subs + j;
+            dot_tile(isum, start, has_zero, packed->q[j * sub / 4][0], q + j * sub, row, n_t, sub, bits);
             __m256 d0 = _mm256_load_ps(packed->d[j]), d1 = _mm256_load_ps(packed->d[j] + 8);
 #pragma GCC unroll 8
             for (int i = 0; i < n_t; i++) {
@@ -157,7 +157,7 @@ static void correct(struct matmul_scratch *s, const struct avx2_format *f, const
     for (int t = 0; t < n_t; t++) {
         const int32_t *sum = a->sum + (size_t)(t0 + t) * n / ACT_SUM_BLOCK;
         const float *scale = a->scale + (size_t)(t0 + t) * n / ACT_BLOCK;
-        if (zero) correct_zero(s->offset + (size_t)t * subs, sum, a->n, f->sub, zero);
+        if (zero) correct_zero(s->offset + (size_t)t * subs, a->q + (size_t)(t0 + t) * n, sum, a->n, f->sub, zero);
         if (f->has_min && f->sub == 32) sum_blocks(s->fsum + (size_t)t * subs, scale, sum, a->n);
     }
 }

@@ -65,7 +65,7 @@ static struct side_by_side lay_side_by_side(struct matvec_scratch *sc, const str
     const void *q[AVX2_MATVEC_TOKENS], *scale[AVX2_MATVEC_TOKENS], *offset[AVX2_MATVEC_TOKENS], *fsum[AVX2_MATVEC_TOKENS];
     for (int t = 0; t < T; t++) {
         size_t at = (size_t)t * (size_t)a->n;
-        if (zero) correct_zero(sc->row_offset[t], a->sum + at / ACT_SUM_BLOCK, a->n, sub, zero);
+        if (zero) correct_zero(sc->row_offset[t], a->q + at, a->sum + at / ACT_SUM_BLOCK, a->n, sub, zero);
         if (has_min && sub == ACT_BLOCK) sum_blocks(sc->row_fsum[t], a->scale + at / ACT_BLOCK, a->sum + at / ACT_SUM_BLOCK, a->n);
         q[t] = a->q + at;
         scale[t] = a->scale + at / ACT_BLOCK;
@@ -93,7 +93,7 @@ struct sink {
 
 INLINE const int32_t *start(const struct sink *s, int t, int j)
 {
-    return s->has_zero ? s->a.offset + j * STRIDE(s->n_t) + t : NULL;
+    return s->a.offset + j * STRIDE(s->n_t) + t;
 }
 
 INLINE const int8_t *group(const struct sink *s, int t, int j, int g)
@@ -117,14 +117,14 @@ INLINE void put(struct sink *s, int j, int g, __m256i w)
     prefetch(s);
 #pragma GCC unroll 4
     for (int t = 0; t < s->n_t; t++)
-        dot_put(&s->dot[j][t], start(s, t, j), w, group(s, t, j, g), g, s->sub / 4, s->bits);
+        dot_put(&s->dot[j][t], start(s, t, j), s->has_zero, w, group(s, t, j, g), g, s->sub / 4, s->bits);
 }
 
 INLINE void put_signed(struct sink *s, int j, int g, __m256i w)
 {
     prefetch(s);
 #pragma GCC unroll 4
-    for (int t = 0; t < s->n_t; t++) dot_put_signed(&s->dot[j][t], start(s, t, j), w, group(s, t, j, g), g);
+    for (int t = 0; t < s->n_t; t++) dot_put_signed(&s->dot[j][t], start(s, t, j), s->has_zero, w, group(s, t, j, g), g);
 }
 
 INLINE void scale(struct sink *s, int j, __m256 d, __m256 m)

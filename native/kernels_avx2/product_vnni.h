@@ -5,6 +5,9 @@
 #ifndef INFER_AVX2_PRODUCT_H
 #define INFER_AVX2_PRODUCT_H
 
+#include <stdbool.h>
+
+#include "correction.h"
 #include "simd.h"
 
 /* What dot_put_signed and dot_tile leave to be taken off of Q8_0. */
@@ -13,37 +16,50 @@ enum { PRODUCT_Q8_ZERO = 128 };
 /* 32-bit sums + the products, in fours. */
 INLINE __m256i add_products(__m256i sum, __m256i w, __m256i q) { return _mm256_dpbusd_avx_epi32(sum, w, q); }
 
+/* start[j] = -zero * sum of sub-block j, for n elements (a multiple of 32) of a row, q, whose sums of 16 are `sum`. */
+static inline void correct_zero(int32_t *start, const int8_t *q, const int32_t *sum, int n, int sub, int zero)
+{
+    (void)q;
+    int n_sub = n / sub, j = 0;
+    __m256i z = _mm256_set1_epi32(-zero);
+    for (; j + 8 <= n_sub; j += 8) {
+        __m256i v = sub == 32 ? pair_sums(sum + 2 * j) : _mm256_loadu_si256((const __m256i *)(sum + j));
+        _mm256_storeu_si256((__m256i *)(start + j), _mm256_mullo_epi32(v, z));
+    }
+    for (; j < n_sub; j++) start[j] = -zero * (sub == 32 ? sum[2 * j] + sum[2 * j + 1] : sum[j]);
+}
+
 /* Sums of a sub-block that is handed over group by group, of four elements. */
 struct dot {
     __m256i sum;
 };
 
-INLINE __m256i start_sum(const int32_t *start)
+INLINE __m256i start_sum(const int32_t *start, bool has_start)
 {
-    return start ? _mm256_set1_epi32(*start) : _mm256_setzero_si256();
+    return has_start ? _mm256_set1_epi32(*start) : _mm256_setzero_si256();
 }
 
 /* Adds group g of n_groups: w has four elements of each lane's row, q those of the activation row. The sum is
- * complete after the last group, with *start (NULL: 0) in it. */
-INLINE void dot_put(struct dot *d, const int32_t *start, __m256i w, const int8_t *q, int g, int n_groups, int bits)
+ * complete after the last group, with *start in it if there is one. */
+INLINE void dot_put(struct dot *d, const int32_t *start, bool has_start, __m256i w, const int8_t *q, int g, int n_groups, int bits)
 {
     (void)n_groups;
     (void)bits;
-    d->sum = add_products(g == 0 ? start_sum(start) : d->sum, w, broadcast4(q));
+    d->sum = add_products(g == 0 ? start_sum(start, has_start) : d->sum, w, broadcast4(q));
 }
 
-INLINE void dot_put_signed(struct dot *d, const int32_t *start, __m256i w, const int8_t *q, int g)
+INLINE void dot_put_signed(struct dot *d, const int32_t *start, bool has_start, __m256i w, const int8_t *q, int g)
 {
-    dot_put(d, start, _mm256_xor_si256(w, _mm256_set1_epi8((char)128)), q, g, 8, 8);
+    dot_put(d, start, has_start, _mm256_xor_si256(w, _mm256_set1_epi8((char)128)), q, g, 8, 8);
 }
 
-/* acc = start (NULL: 0) + a sub-block (sub elements) of a packed tile times n_t rows of q, ld apart. */
-INLINE void dot_tile(__m256i acc[][2], const int32_t *const start[], const uint8_t *w, const int8_t *q, size_t ld,
-                     int n_t, int sub, int bits)
+/* acc = start (if there is one) + a sub-block (sub elements) of a packed tile times n_t rows of q, ld apart. */
+INLINE void dot_tile(__m256i acc[][2], const int32_t *const start[], bool has_start, const uint8_t *w, const int8_t *q,
+                     size_t ld, int n_t, int sub, int bits)
 {
     (void)bits;
 #pragma GCC unroll 8
-    for (int t = 0; t < n_t; t++) acc[t][0] = acc[t][1] = start_sum(start[t]);
+    for (int t = 0; t < n_t; t++) acc[t][0] = acc[t][1] = start_sum(start[t], has_start);
 #pragma GCC unroll 8
     for (int g = 0; g < sub / 4; g++) {
         __m256i w0 = _mm256_load_si256((const __m256i *)(w + 64 * g));

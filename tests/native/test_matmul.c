@@ -9,7 +9,7 @@ enum { MAX_ROWS = 48, MAX_TOKENS = 100 };
 
 /* ---- inputs ---- */
 
-enum data { DATA_RANDOM, DATA_LARGEST, DATA_ZERO, DATA_TINY_SCALES, DATA_HUGE_SCALES, N_DATA };
+enum data { DATA_RANDOM, DATA_LARGEST, DATA_SMALLEST, DATA_ZERO, DATA_TINY_SCALES, DATA_HUGE_SCALES, N_DATA };
 
 /* A finite half-precision float for a block's scale or minimum. */
 static void set_f16(uint8_t *p, enum data data)
@@ -26,7 +26,7 @@ static void set_f16(uint8_t *p, enum data data)
 static void fill_block(enum tensor_type type, uint8_t *block, size_t bytes, enum data data)
 {
     for (size_t i = 0; i < bytes; i++)
-        block[i] = data == DATA_LARGEST ? 0xff : data == DATA_ZERO ? 0 : (uint8_t)random_bits();
+        block[i] = data == DATA_LARGEST ? 0xff : data == DATA_ZERO || data == DATA_SMALLEST ? 0 : (uint8_t)random_bits();
 #define FLOAT_AT(name, field) set_f16(block + offsetof(struct block_##name, field), data)
     switch (type) {
     case TYPE_Q4_0: FLOAT_AT(q4_0, d); break;
@@ -41,7 +41,10 @@ static void fill_block(enum tensor_type type, uint8_t *block, size_t bytes, enum
     case TYPE_Q3_K: FLOAT_AT(q3_K, d); break;
     case TYPE_Q4_K: FLOAT_AT(q4_K, d), FLOAT_AT(q4_K, dmin); break;
     case TYPE_Q5_K: FLOAT_AT(q5_K, d), FLOAT_AT(q5_K, dmin); break;
-    case TYPE_Q6_K: FLOAT_AT(q6_K, d); break;
+    case TYPE_Q6_K:
+        FLOAT_AT(q6_K, d);
+        if (data == DATA_SMALLEST) memset(block + offsetof(struct block_q6_K, scales), 0x7f, 16);
+        break;
     case TYPE_F32: {
         float v = random_float() * (data == DATA_HUGE_SCALES ? 0x1p60f : data == DATA_TINY_SCALES ? 0x1p-130f : 1.0f);
         if (data == DATA_ZERO) v = 0;
@@ -74,7 +77,7 @@ static void fill_activation(float *x, int n, int token, enum data data)
 {
     for (int i = 0; i < n; i++) {
         x[i] = random_float();
-        switch ((token + (data == DATA_LARGEST ? 4 : 0)) % 7) { /* some rows are awkward, with the largest weights the first */
+        switch ((token + (data == DATA_LARGEST || data == DATA_SMALLEST ? 4 : 0)) % 7) { /* some rows are awkward, with the largest weights the first */
         case 1: x[i] = i % 2 ? 1.0f : -1.0f; break;
         case 2: x[i] *= i % 50 == 3 ? 1000.0f : 0.001f; break; /* outliers */
         case 3: if (i / 32 % 2) x[i] = 0; break;               /* blocks of zeros */
