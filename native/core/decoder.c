@@ -53,7 +53,7 @@ enum {
     VOCAB_PART = 4096, /* logits that a thread looks through at a time */
 };
 
-/* What is known of a row of logits before the rounding errors are multiplied. */
+/* What is known of a row of logits before its rounding errors are multiplied; filled by all threads. */
 struct likely {
     _Atomic float top;                       /* the largest */
     _Atomic uint32_t below[LIKELY_STEPS];    /* how many are so many steps below it */
@@ -519,17 +519,17 @@ static void project_output(struct pool_thread *t, struct decoder *d, struct loca
         if (d->batch[i].hidden)
             d->k->rmsnorm(d->batch[i].hidden, d->x + (size_t)i * n_embd, m->output_norm, (int)n_embd, m->hp.norm_eps);
     if (d->n_rows == 0) return;
-    bool refine = weight_is_quantized(&m->output);
+    bool quantized = weight_is_quantized(&m->output);
     const struct act *input = normalize(t, d, mine, m->output_norm, d->row_token, d->n_rows,
-                                        (struct precision){.quantized = refine, .fine = true});
+                                        (struct precision){.quantized = quantized, .fine = true});
     struct chunk c;
     while (next_chunk(t, m->output.n_out, chunk_rows(m->output.n_out, d->n_rows), d->n_rows, TOKEN_BLOCK, &c)) {
         float *logits = d->logits + (size_t)c.t0 * n_vocab;
         multiply_coarse(d, &m->output, c.row0, c.row1, input, c.t0, c.t1, logits, n_vocab, t->scratch);
-        for (int i = c.t0; refine && i < c.t1; i++, logits += n_vocab)
+        for (int i = c.t0; quantized && i < c.t1; i++, logits += n_vocab)
             raise_top(&d->likely[i], logits[c.row0 + d->k->argmax(logits + c.row0, c.row1 - c.row0)]);
     }
-    if (!refine) return;
+    if (!quantized) return;
     /* Each row in parts: the parts of one row, then of the next. */
     int parts = (m->output.n_out + VOCAB_PART - 1) / VOCAB_PART, begin, end;
     for (int pass = 0; pass < 2; pass++) {
