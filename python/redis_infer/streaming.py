@@ -295,6 +295,21 @@ def follow(
 AsyncRead = Callable[[Any], Awaitable[Any]]
 
 
+async def _send(connection: Any, *args: Any) -> None:
+    """Sends a command, from a task of its own: before Python 3.12 ``asyncio.wait_for``, which
+    redis-py sends with, forgets a cancellation that arrives when it is just done.
+    """
+    sending = asyncio.ensure_future(connection.send_command(*args))
+    try:
+        await asyncio.wait([sending])
+    except asyncio.CancelledError:
+        sending.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await sending
+        raise
+    sending.result()
+
+
 async def run_async(
     pool: Any, request: Command[R], key: Key, own: bool, read: AsyncRead
 ) -> AsyncGenerator[Piece | R, None]:
@@ -310,10 +325,10 @@ async def run_async(
     reply = news = None
     try:
         with _raising_ours():
-            await asking.send_command(*request.args)
+            await _send(asking, *request.args)
             reply = asyncio.ensure_future(read(asking))
             while entries.last is None:
-                await following.send_command(*_xread(key, entries.position))
+                await _send(following, *_xread(key, entries.position))
                 news = asyncio.ensure_future(read(following))
                 await asyncio.wait([reply, news], return_when=asyncio.FIRST_COMPLETED)
                 if not news.done():
@@ -330,7 +345,7 @@ async def run_async(
                     yield piece
             else:
                 if own:
-                    await following.send_command("UNLINK", key)
+                    await _send(following, "UNLINK", key)
                     await read(following)
                 busy.remove(following)
             yield result
@@ -356,7 +371,7 @@ async def follow_async(
     try:
         with _raising_ours():
             while entries.last is None:
-                await connection.send_command(*_xread(key, entries.position, timeout_s))
+                await _send(connection, *_xread(key, entries.position, timeout_s))
                 new = entries.take(_in_time(await read(connection), key, timeout_s))
                 pieces += new
                 for piece in new:

@@ -16,7 +16,7 @@ import redis.asyncio
 from redis.crc import key_slot
 
 from module_support import assert_idle, requests, wait_until
-from redis_infer import AsyncInfer, Generation, Infer, NoKeyError, NoModelError, Piece
+from redis_infer import AsyncInfer, Generation, Infer, NoKeyError, NoModelError, Piece, streaming
 from redis_infer.server import Server
 
 pytestmark = pytest.mark.usefixtures("loaded")
@@ -153,6 +153,22 @@ async def test_cancelling_a_task_that_streams_cancels_the_request(
     with pytest.raises(asyncio.CancelledError):
         await task
     await asyncio.to_thread(assert_idle, client)
+
+
+async def test_a_cancellation_just_when_a_command_is_sent_is_not_forgotten() -> None:
+    sent = asyncio.get_running_loop().create_future()
+
+    class Connection:
+        async def send_command(self, *_: Any) -> None:
+            await asyncio.wait_for(sent, 60)  # as redis-py does
+
+    task = asyncio.create_task(streaming._send(Connection(), "PING"))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    sent.set_result(None)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 def test_a_process_that_dies_leaves_no_request(server: Server, client: redis.Redis) -> None:
