@@ -576,7 +576,7 @@ class AsyncInfer:
                 stack.push_async_callback(pool.release, connection)
             else:
                 await stack.enter_async_context(client._single_conn_lock)
-            await connection.send_command(*args)
+            await streaming.send_async(connection, *args)
             return await self._read(connection)
 
     async def _read(self, connection: Any) -> Any:

@@ -295,9 +295,10 @@ def follow(
 AsyncRead = Callable[[Any], Awaitable[Any]]
 
 
-async def _send(connection: Any, *args: Any) -> None:
+async def send_async(connection: Any, *args: Any) -> None:
     """Sends a command, from a task of its own: before Python 3.12 ``asyncio.wait_for``, which
-    redis-py sends with, forgets a cancellation that arrives when it is just done.
+    redis-py sends with, forgets a cancellation that arrives when it is just done. Cancelled, it
+    leaves the connection disconnected, so that nobody reads the reply.
     """
     sending = asyncio.ensure_future(connection.send_command(*args))
     try:
@@ -306,6 +307,7 @@ async def _send(connection: Any, *args: Any) -> None:
         sending.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await sending
+        await connection.disconnect(nowait=True)
         raise
     sending.result()
 
@@ -325,10 +327,10 @@ async def run_async(
     reply = news = None
     try:
         with _raising_ours():
-            await _send(asking, *request.args)
+            await send_async(asking, *request.args)
             reply = asyncio.ensure_future(read(asking))
             while entries.last is None:
-                await _send(following, *_xread(key, entries.position))
+                await send_async(following, *_xread(key, entries.position))
                 news = asyncio.ensure_future(read(following))
                 await asyncio.wait([reply, news], return_when=asyncio.FIRST_COMPLETED)
                 if not news.done():
@@ -345,7 +347,7 @@ async def run_async(
                     yield piece
             else:
                 if own:
-                    await _send(following, "UNLINK", key)
+                    await send_async(following, "UNLINK", key)
                     await read(following)
                 busy.remove(following)
             yield result
@@ -371,7 +373,7 @@ async def follow_async(
     try:
         with _raising_ours():
             while entries.last is None:
-                await _send(connection, *_xread(key, entries.position, timeout_s))
+                await send_async(connection, *_xread(key, entries.position, timeout_s))
                 new = entries.take(_in_time(await read(connection), key, timeout_s))
                 pieces += new
                 for piece in new:

@@ -155,20 +155,30 @@ async def test_cancelling_a_task_that_streams_cancels_the_request(
     await asyncio.to_thread(assert_idle, client)
 
 
+class Sent:
+    """A connection whose command is sent when the test says so, waited for as redis-py does."""
+
+    def __init__(self) -> None:
+        self.sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.connected = True
+
+    async def send_command(self, *_: Any) -> None:
+        await asyncio.wait_for(self.sent, 60)
+
+    async def disconnect(self, **_: Any) -> None:
+        self.connected = False
+
+
 async def test_a_cancellation_just_when_a_command_is_sent_is_not_forgotten() -> None:
-    sent = asyncio.get_running_loop().create_future()
-
-    class Connection:
-        async def send_command(self, *_: Any) -> None:
-            await asyncio.wait_for(sent, 60)  # as redis-py does
-
-    task = asyncio.create_task(streaming._send(Connection(), "PING"))
+    connection = Sent()
+    task = asyncio.create_task(streaming.send_async(connection, "PING"))
     for _ in range(5):
         await asyncio.sleep(0)
-    sent.set_result(None)
+    connection.sent.set_result(None)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert not connection.connected, "its reply is nobody's"
 
 
 def test_a_process_that_dies_leaves_no_request(server: Server, client: redis.Redis) -> None:
