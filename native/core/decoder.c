@@ -55,8 +55,8 @@ enum {
 
 /* What is known of a row of logits before its rounding errors are multiplied; filled by all threads. */
 struct likely {
-    _Atomic float top;                       /* the largest */
-    _Atomic uint32_t below[LIKELY_STEPS];    /* how many are so many steps below it */
+    _Atomic float top;                    /* the largest; not NaN */
+    _Atomic uint32_t below[LIKELY_STEPS]; /* how many are so many steps below it */
 };
 
 /* Rows of (token, head) of one KV head of one sequence that attend to the same keys. */
@@ -451,7 +451,7 @@ static void raise_top(struct likely *l, float x)
     }
 }
 
-/* Adds a part of a row of logits to its counts. NaN is nowhere counted. */
+/* Adds a part of a row of logits to its counts. None is above top (argmax passes over NaN), and NaN is nowhere counted. */
 static void count_likely(struct likely *l, const float *logits, int n)
 {
     float top = atomic_load_explicit(&l->top, memory_order_relaxed);
@@ -676,15 +676,15 @@ struct decoder *decoder_create(const struct model *m, const struct kernels *k, i
         infer_fail(err, INFER_ERR, "value heads of %d elements: at most %d can be computed", hp->v_dim, LOCAL_FLOATS);
         return NULL;
     }
-    int refine_rows = (int)(sizeof ((struct local *)0)->fine / m->output.row_bytes);
-    if (refine_rows == 0) {
+    size_t refine_rows = sizeof ((struct local *)0)->fine / m->output.row_bytes;
+    if (refine_rows == 0 && weight_is_quantized(&m->output)) {
         infer_fail(err, INFER_ERR, "rows of %zu bytes in the output matrix: at most %zu can be computed", m->output.row_bytes,
                    sizeof ((struct local *)0)->fine);
         return NULL;
     }
     struct decoder *d = calloc(1, sizeof *d);
     if (!d) goto no_memory;
-    d->refine_rows = refine_rows < ROW_TILE ? refine_rows : ROW_TILE;
+    d->refine_rows = refine_rows < ROW_TILE ? (int)refine_rows : ROW_TILE;
     d->m = m;
     d->k = k;
     d->max_tokens = max_tokens;

@@ -152,7 +152,7 @@ INLINE void store_rows(float *y, int first, int r, int row1, __m256 v)
     for (; r < row1 && r < first + 8; r++) y[r] = lane[r - first];
 }
 
-#define DEFINE_AVX2_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, T) \
+#define DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, T) \
     static void matvec_##name##_##T(const struct weight *w, int row0, int row1, const struct act *a, float *y, \
                                     size_t ld_y, struct matvec_scratch *sc) \
     { \
@@ -183,10 +183,10 @@ INLINE void store_rows(float *y, int first, int r, int row1, __m256 v)
         } \
     }
 #define DEFINE_MATVEC(name, elements, sub_elements, n_bits, offset_by, min) \
-    DEFINE_AVX2_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 1) \
-    DEFINE_AVX2_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 2) \
-    DEFINE_AVX2_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 3) \
-    DEFINE_AVX2_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 4) \
+    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 1) \
+    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 2) \
+    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 3) \
+    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 4) \
     static void matvec_##name(const struct weight *w, int row0, int row1, const struct act *a, float *y, \
                               size_t ld_y, void *scratch) \
     { \

@@ -2,10 +2,12 @@
  *
  * vpmaddubsw multiplies unsigned by signed bytes and adds pairs into 16 bits, saturating.
  * With activations in -127..127 a pair is at most 2 * 127 * (2^bits - 1): 3810, 7874 and 16002 for 4, 5 and 6
- * bits, so that 8, 4 and 2 of them can be added in 16 bits (below 32767)
- * before vpmaddwd widens. Where the format's zero is taken off, 8 of 5 bits and 4 of 6 can, too, a whole sub-block: sums that begin with
- * what it takes off wrap around on their way and end at most at 32512 (2 * 127 * 16 * 8, 2 * 127 * 32 * 4). 8-bit weights are made signed again and their sign moved to the
- * activation: a pair is then at most 2 * 127 * 128 = 32512. */
+ * bits, so that 8, 4 and 2 of them can be added in 16 bits (below 32767) before vpmaddwd widens. Where the format's
+ * zero is taken off, a whole sub-block can: 8 of 5 bits, 4 of 6. Sums that begin with what it takes off wrap around
+ * on their way and end at most at 32512 (2 * 127 * 16 * 8, 2 * 127 * 32 * 4).
+ *
+ * 8-bit weights are made signed again and their sign moved to the activation: a pair is then at most
+ * 2 * 127 * 128 = 32512. */
 #ifndef INFER_AVX2_PRODUCT_H
 #define INFER_AVX2_PRODUCT_H
 
@@ -37,8 +39,8 @@ INLINE void add_sum(__m256i *acc, bool first, __m256i sum)
     else *acc = _mm256_add_epi32(*acc, sum);
 }
 
-/* start[j] = the 16-bit sums of sub-block j, times -zero, that pairs of products begin with: of the elements 4g and 4g+1 in the lower
- * half, 4g+2 and 4g+3 in the upper one. For n elements (a multiple of 32) of a row. */
+/* start[j] = what the pairs of products of sub-block j begin with: -zero times its sums, in 16 bits, of the elements
+ * 4g and 4g+1 in the lower half, of 4g+2 and 4g+3 in the upper one. q: n elements (a multiple of 32) of a row. */
 static inline void correct_zero(int32_t *start, const int8_t *q, const int32_t *sum, int n, int sub, int zero)
 {
     (void)sum;
@@ -76,7 +78,8 @@ INLINE __m256i first_products(const int32_t *start, bool has_start, __m256i w, _
 
 /* Adds group g of n_groups: w has four elements of each lane's row, q those of the activation row. The sum is
  * complete after the last group, with *start in it if there is one. */
-INLINE void dot_put(struct dot *d, const int32_t *start, bool has_start, __m256i w, const int8_t *q, int g, int n_groups, int bits)
+INLINE void dot_put(struct dot *d, const int32_t *start, bool has_start, __m256i w, const int8_t *q, int g, int n_groups,
+                    int bits)
 {
     const int run = run_of(bits, has_start);
     __m256i b = broadcast4(q);

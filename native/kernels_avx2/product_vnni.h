@@ -41,7 +41,8 @@ INLINE __m256i start_sum(const int32_t *start, bool has_start)
 
 /* Adds group g of n_groups: w has four elements of each lane's row, q those of the activation row. The sum is
  * complete after the last group, with *start in it if there is one. */
-INLINE void dot_put(struct dot *d, const int32_t *start, bool has_start, __m256i w, const int8_t *q, int g, int n_groups, int bits)
+INLINE void dot_put(struct dot *d, const int32_t *start, bool has_start, __m256i w, const int8_t *q, int g, int n_groups,
+                    int bits)
 {
     (void)n_groups;
     (void)bits;

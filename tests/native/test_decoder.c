@@ -47,7 +47,7 @@ static const struct variant quantized_variants[] = {
     {"rows too long for sixteen in a thread's buffer", 48, 8192, 1, 2, 1, 16, 16, 32, 16, ROPE_NEOX, 0, 0, 0, 0, 1, TYPE_Q4_0, TYPE_Q8_0},
 };
 
-/* Those for which much is computed in many ways: all but the one with long rows, which would take most of the time. */
+/* Those that are run in many ways: not the one with long rows, which would take most of the time. */
 static const struct variant *const all_variants[] = {
     &float_variants[0], &float_variants[1], &float_variants[2], &float_variants[3], &float_variants[4],
     &float_variants[5], &quantized_variants[0], &quantized_variants[1], &quantized_variants[2],
@@ -476,8 +476,8 @@ static int check_likely(const struct variant *v, float spread)
             wrong += memcmp(&got[t * v->n_vocab + i], &want, sizeof want) != 0;
         }
     }
-    CHECKF(wrong == 0, "spread %g: %d of %d logits are not what the rule says", spread, wrong, N * v->n_vocab);
-    CHECKF(refined >= N && refined <= 257 * N, "spread %g: %d likely logits of %d tokens", spread, refined, N);
+    CHECKF(wrong == 0, "%s, spread %g: %d of %d logits are not what the rule says", v->name, spread, wrong, N * v->n_vocab);
+    CHECKF(refined >= N && refined <= 257 * N, "%s, spread %g: %d likely logits of %d tokens", v->name, spread, refined, N);
     free(scratch);
     free(got);
     free(y);
@@ -491,6 +491,22 @@ static void likely_logits_have_rounding_errors(void)
     CHECK(check_likely(&quantized_variants[3], 1) == 0);   /* thousands within 6 nats */
     CHECK(check_likely(&quantized_variants[3], 10) > 200); /* few */
     CHECK(check_likely(&quantized_variants[4], 1) == N);
+}
+
+/* Such rows are refused; only quantized ones are copied to be refined. */
+static void longer_rows_than_a_buffer_are_refused(void)
+{
+    for (int quantized = 0; quantized < 2; quantized++) {
+        const struct variant *v = quantized ? &quantized_variants[0] : &float_variants[0];
+        struct model *m = random_model(v);
+        struct infer_error err = {0};
+        m->output.row_bytes = 1 << 18;
+        struct decoder *d = decoder_create(m, kernels_available()[0], 1, 1, &err);
+        CHECK((d == NULL) == (quantized == 1));
+        CHECK(!quantized || strstr(err.message, "rows of 262144 bytes in the output matrix"));
+        decoder_free(d);
+        free_model(m);
+    }
 }
 
 /* Bit for bit. */
@@ -575,6 +591,7 @@ int main(void)
     RUN(float_models_match_double_precision);
     RUN(quantized_models_stay_near_double_precision);
     RUN(likely_logits_have_rounding_errors);
+    RUN(longer_rows_than_a_buffer_are_refused);
     RUN(threads_change_no_bit);
     RUN(slices_of_the_prompt_change_no_bit);
     RUN(slices_without_logits_leave_the_same_keys_and_values);
