@@ -174,11 +174,13 @@ def own_cluster(model_path: Any) -> Iterator[Server]:
         bus_port = probe.getsockname()[1]
     # On a busy machine the node may be without a processor for a while.
     config = {"cluster-enabled": "yes", "cluster-port": bus_port, "cluster-node-timeout": 600000}
-    with own_server(model_path, config=config) as server:
-        with server.client() as client:
+    with Server(model_dir=model_path.parent, threads=1, config=config) as server:
+        with server.client(socket_timeout=None) as client:
             client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+            # Before anything waits: Redis turns waiting clients away while the cluster is down.
             wait_until(
                 lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok",
                 "the cluster is up",
             )
+            load(client, model_path.name)
         yield server

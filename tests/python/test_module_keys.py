@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 import redis
 
-from module_support import MODEL, PROMPT, error_of, generate, own_cluster, pack
+from module_support import (
+    MODEL,
+    PROMPT,
+    Background,
+    assert_idle,
+    error_of,
+    generate,
+    long_generation,
+    own_cluster,
+    pack,
+    wait_until,
+)
 from redis_infer.server import Server
 
 
@@ -135,3 +146,30 @@ def test_in_a_cluster_all_keys_of_a_command_share_a_slot(model_path: Path) -> No
         assert client.get("{c}:out") == made["tokens"]
         for args in ((1, "{c}:a", "STORE", "{d}:out"), (2, "{c}:a", "{d}:b")):
             assert "slot" in error_of(client, "INFER.GENERATE", MODEL, *args)
+
+
+def test_a_cluster_that_fails_turns_waiting_clients_away(model_path: Path) -> None:
+    with own_cluster(model_path) as server, server.client() as client:
+        job = long_generation(server)
+        client.execute_command("CLUSTER DELSLOTS", 0)
+        assert job.failure() == "The cluster is down"
+        assert_idle(client)
+        client.execute_command("CLUSTER ADDSLOTS", 0)
+        wait_until(
+            lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok",
+            "the cluster is up",
+        )
+        generate(client, MODEL, 0, "TOKENS", pack(PROMPT), "MAXTOKENS", 2)
+
+
+def test_a_cluster_that_is_down_loads_models_unseen(model_path: Path) -> None:
+    """Redis may turn away the client that waits for it, at a moment of its own."""
+    with own_cluster(model_path) as server, server.client() as client:
+        client.execute_command("CLUSTER DELSLOTS", 0)
+        jobs = [Background(server, "INFER.MODEL LOAD", f"m{i}", model_path.name) for i in range(4)]
+        for job in jobs:
+            job.join()
+            assert job.error is None or str(job.error) == "The cluster is down"
+        wait_until(
+            lambda: len(client.execute_command("INFER.MODEL LIST")) == 5, "all models are loaded"
+        )
