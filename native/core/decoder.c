@@ -276,20 +276,23 @@ static void queries(struct decoder *d, int layer, int head0, int head1, const st
         }
 }
 
+static int smaller(int a, int b) { return a < b ? a : b; }
+static int larger(int a, int b) { return a > b ? a : b; }
+
 /* Q, K and V of the input: rotated queries into d->q, rotated keys and values into the pages. */
 static void project_qkv(struct pool_thread *t, struct decoder *d, struct local *mine, int layer, const struct act *input)
 {
     const struct hparams *hp = &d->m->hp;
     int kv_units = (hp->n_head_kv + d->kv_unit - 1) / d->kv_unit;
     int q_units = (hp->n_head + d->q_unit - 1) / d->q_unit;
+    size_t unit_bytes = (size_t)(d->q_unit * hp->k_dim) * d->m->layers[layer].wq.row_bytes;
     struct chunk c;
     /* a "row" is a unit of heads: the larger ones first */
-    while (next_chunk(t, kv_units + q_units, 1, d->n_tokens, TOKEN_BLOCK, &c)) {
-        bool kv = c.row0 < kv_units;
-        int unit = kv ? d->kv_unit : d->q_unit, n = kv ? hp->n_head_kv : hp->n_head;
-        int head0 = (kv ? c.row0 : c.row0 - kv_units) * unit, head1 = head0 + unit < n ? head0 + unit : n;
-        if (kv) keys_and_values(d, mine, layer, head0, head1, input, c.t0, c.t1, t->scratch);
-        else queries(d, layer, head0, head1, input, c.t0, c.t1, t->scratch);
+    while (next_units(t, kv_units + q_units, unit_bytes, d->n_tokens, &c)) {
+        int kv0 = c.row0 * d->kv_unit, kv1 = smaller(c.row1 * d->kv_unit, hp->n_head_kv);
+        if (kv0 < kv1) keys_and_values(d, mine, layer, kv0, kv1, input, c.t0, c.t1, t->scratch);
+        int q0 = larger(c.row0 - kv_units, 0) * d->q_unit, q1 = smaller((c.row1 - kv_units) * d->q_unit, hp->n_head);
+        if (q0 < q1) queries(d, layer, q0, q1, input, c.t0, c.t1, t->scratch);
     }
 }
 
@@ -402,7 +405,7 @@ static void project_residual(struct pool_thread *t, struct decoder *d, const str
 {
     size_t n_embd = (size_t)d->m->hp.n_embd;
     struct chunk c;
-    while (next_chunk(t, w->n_out, chunk_rows(w->n_out, d->n_tokens), d->n_tokens, TOKEN_BLOCK, &c)) {
+    while (next_rows(t, w, d->n_tokens, &c)) {
         struct act rows = act_rows(a, c.t0, c.t1);
         int n = c.row1 - c.row0;
         float *y = d->tiles + (size_t)c.t0 * n_embd + (size_t)(c.t1 - c.t0) * (size_t)c.row0;
@@ -420,7 +423,7 @@ static void project_hidden(struct pool_thread *t, struct decoder *d, const struc
     size_t n_ff = (size_t)d->m->hp.n_ff;
     bool quantize = weight_is_quantized(&l->down);
     struct chunk c;
-    while (next_chunk(t, (int)n_ff, chunk_rows((int)n_ff, d->n_tokens), d->n_tokens, TOKEN_BLOCK, &c)) {
+    while (next_rows(t, &l->gate, d->n_tokens, &c)) {
         struct act rows = act_rows(input, c.t0, c.t1);
         int n = c.row1 - c.row0;
         size_t tile = (size_t)rows.n_rows * (size_t)n;
@@ -523,7 +526,7 @@ static void project_output(struct pool_thread *t, struct decoder *d, struct loca
     const struct act *input = normalize(t, d, mine, m->output_norm, d->row_token, d->n_rows,
                                         (struct precision){.quantized = quantized, .fine = true});
     struct chunk c;
-    while (next_chunk(t, m->output.n_out, chunk_rows(m->output.n_out, d->n_rows), d->n_rows, TOKEN_BLOCK, &c)) {
+    while (next_rows(t, &m->output, d->n_rows, &c)) {
         float *logits = d->logits + (size_t)c.t0 * n_vocab;
         multiply_coarse(d, &m->output, c.row0, c.row1, input, c.t0, c.t1, logits, n_vocab, t->scratch);
         for (int i = c.t0; quantized && i < c.t1; i++, logits += n_vocab)

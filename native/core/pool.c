@@ -130,7 +130,14 @@ void pool_barrier(struct pool_thread *t)
     if (released_us > since_us) t->parked_us += released_us - since_us;
 }
 
-int pool_share(struct pool_thread *t, int n, int chunk, int *begin, int *end)
+/* How many of the `left` chunks of a share are taken at once, of a run with several threads. */
+static uint32_t take(uint32_t left, int most)
+{
+    uint32_t n = 2 * left <= (uint32_t)most ? left : (3 * left + 3) / 4;
+    return n < (uint32_t)most ? n : (uint32_t)most;
+}
+
+int pool_share_long(struct pool_thread *t, int n, int chunk, int most, int *begin, int *end)
 {
     struct pool *p = t->pool;
     int64_t n_chunks = ((int64_t)n + chunk - 1) / chunk;
@@ -138,15 +145,24 @@ int pool_share(struct pool_thread *t, int n, int chunk, int *begin, int *end)
         int owner = t->index + t->victim;
         if (owner >= t->count) owner -= t->count;
         int64_t first = n_chunks * owner / t->count, last = n_chunks * (owner + 1) / t->count;
+        uint32_t size = (uint32_t)(last - first);
         _Atomic uint32_t *next = &p->shares[owner].next[t->phase % 2];
-        if (atomic_load_explicit(next, memory_order_relaxed) >= last - first) continue; /* spares the others the line */
-        int64_t i = first + atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
-        if (i >= last) continue;
-        *begin = (int)(i * chunk);
-        *end = n - *begin < chunk ? n : *begin + chunk;
+        uint32_t i = atomic_load_explicit(next, memory_order_relaxed), taken;
+        do {
+            taken = take(size - i, most);
+        } while (taken > 0 && !atomic_compare_exchange_weak_explicit(next, &i, i + taken, memory_order_relaxed, memory_order_relaxed));
+        if (taken == 0) continue;
+        int64_t from = (first + i) * chunk, to = from + (int64_t)taken * chunk;
+        *begin = (int)from;
+        *end = to < n ? (int)to : n;
         return 1;
     }
     return 0;
+}
+
+int pool_share(struct pool_thread *t, int n, int chunk, int *begin, int *end)
+{
+    return pool_share_long(t, n, chunk, 1, begin, end);
 }
 
 /* One thread's part of a run. */

@@ -63,5 +63,8 @@ void pool_barrier(struct pool_thread *t);
  * pool_share(t, n, chunk, &begin, &end) with the same n and chunk in a loop until it returns 0, and then
  * go through pool_barrier, which also makes the counters ready for the next loop: one loop between two barriers. */
 int pool_share(struct pool_thread *t, int n, int chunk, int *begin, int *end);
+/* The same, for work that is done faster in long pieces: up to `most` chunks at once. Towards the end of a share they are
+ * fewer, so that the threads end together: three quarters of what is left, and all of it once that is half of `most`. */
+int pool_share_long(struct pool_thread *t, int n, int chunk, int most, int *begin, int *end);
 
 #endif

@@ -59,7 +59,8 @@ void multiply_tile(const struct kernels *k, const struct weight *w, int row0, in
     multiply_rows(k, w, row0, row1, a, y, (size_t)(row1 - row0), scratch);
 }
 
-int chunk_rows(int n_out, int n_tokens)
+/* Rows of a matrix that a chunk has. */
+static int chunk_rows(int n_out, int n_tokens)
 {
     if (n_tokens < MANY_TOKENS) {
         int rows = n_out / CHUNKS / CHUNK_ROWS * CHUNK_ROWS;
@@ -79,6 +80,28 @@ bool next_chunk(struct pool_thread *t, int n_out, int rows, int n_tokens, int bl
     c->t0 = begin % blocks * block;
     c->t1 = c->t0 + block < n_tokens ? c->t0 + block : n_tokens;
     return true;
+}
+
+/* next_chunk for few tokens, chunk_bytes: of `rows` rows. */
+static bool next_long_chunk(struct pool_thread *t, int n_out, int rows, size_t chunk_bytes, int n_tokens, struct chunk *c)
+{
+    size_t most = LONG_BYTES / chunk_bytes;
+    c->t0 = 0;
+    c->t1 = n_tokens;
+    return pool_share_long(t, n_out, rows, most > 1 ? (int)most : 1, &c->row0, &c->row1);
+}
+
+bool next_units(struct pool_thread *t, int n_units, size_t unit_bytes, int n_tokens, struct chunk *c)
+{
+    if (n_tokens <= FEW_TOKENS) return next_long_chunk(t, n_units, 1, unit_bytes, n_tokens, c);
+    return next_chunk(t, n_units, 1, n_tokens, TOKEN_BLOCK, c);
+}
+
+bool next_rows(struct pool_thread *t, const struct weight *w, int n_tokens, struct chunk *c)
+{
+    int rows = chunk_rows(w->n_out, n_tokens);
+    if (n_tokens <= FEW_TOKENS) return next_long_chunk(t, w->n_out, rows, (size_t)rows * w->row_bytes, n_tokens, c);
+    return next_chunk(t, w->n_out, rows, n_tokens, TOKEN_BLOCK, c);
 }
 
 int heads_of_whole_tiles(int a, int b)

@@ -19,6 +19,8 @@ enum {
     MANY_TOKENS = 16,    /* from here on a chunk has more rows, which pays for looking at its tokens: */
     MANY_ROWS = 512,     /* so many, or a half, a quarter or an eighth of them, */
     MANY_CHUNKS = 32,    /* so that there are at least so many chunks */
+    FEW_TOKENS = 2,      /* up to here memory is the limit, which is read faster in long pieces: */
+    LONG_BYTES = 1 << 20, /* several chunks at once, up to so many bytes of weights */
 };
 
 bool weight_is_quantized(const struct weight *w);
@@ -45,9 +47,6 @@ void multiply_rows(const struct kernels *k, const struct weight *w, int row0, in
 void multiply_tile(const struct kernels *k, const struct weight *w, int row0, int row1, const struct act *a, float *y,
                    void *scratch);
 
-/* Rows of a matrix that a chunk has. */
-int chunk_rows(int n_out, int n_tokens);
-
 struct chunk {
     int row0, row1, t0, t1;
 };
@@ -55,6 +54,10 @@ struct chunk {
 /* The next chunk for this thread, of `rows` of n_out rows and `block` of n_tokens tokens, or what is left of them; false:
  * none is left, and pool_barrier comes next. */
 bool next_chunk(struct pool_thread *t, int n_out, int rows, int n_tokens, int block, struct chunk *c);
+/* The same in units of rows, of unit_bytes each, which all tokens are multiplied with where they are few, several units at once. */
+bool next_units(struct pool_thread *t, int n_units, size_t unit_bytes, int n_tokens, struct chunk *c);
+/* The same of the rows of w, in chunks that suit them. */
+bool next_rows(struct pool_thread *t, const struct weight *w, int n_tokens, struct chunk *c);
 
 /* Fewest heads whose rows of a and of b elements are whole tiles. */
 int heads_of_whole_tiles(int a, int b);

@@ -1,15 +1,27 @@
 /* A few activation rows times quantized weight rows, unpacked in registers: template.
  *
  * Decoding one token reads every weight once, so this is to keep up with memory: eight rows at a time,
- * lane = row, each block multiplied as it unpacks and never stored. Eight consecutive
- * rows are one contiguous piece of the file; while one is worked on, the next
- * is prefetched, line by line. Includes a product_*.h before this.
+ * lane = row, each block multiplied as it unpacks and never stored. Includes a product_*.h before this.
+ *
+ * Which eight? The hardware's prefetchers are at their best where a few long pieces of memory are read, each in order. So with
+ * one or two rows of activations, where memory is the limit, the rows asked for are cut into eight runs, and lane i goes
+ * through run i; of each run the bytes a little ahead are requested. Where runs would be short, and with more rows of
+ * activations, whose arithmetic takes longer, the eight are consecutive: a contiguous piece of the file, and while it is
+ * worked on, the next piece is requested.
  *
  * The eight rows' pointers fill the general registers. So that one more reaches all activations, those of several rows
  * are laid side by side first: dword by dword, STRIDE of them. */
 #include "avx2.h"
 #include "correction.h"
 #include "kernels.h"
+
+enum {
+    RUN_TOKENS = 2,      /* most rows of activations that runs of rows are read for; */
+    RUN_BYTES = 8192,    /* the least bytes of a run for one, since the prefetchers begin anew in each, */
+    RUN_BYTES_2 = 32768, /* and for two, where less of the time is waiting for memory */
+    RUN_LEAD = 512,      /* how far ahead the bytes of a run are requested */
+    RUN_PRIMED = 2,      /* cache lines of each of the next runs that are requested at the end of these */
+};
 
 /* Dwords from group to group of T rows' activations. */
 #define STRIDE(T) ((T) > 2 ? 4 : (T))
@@ -59,7 +71,7 @@ static inline void interleave(void *dst, const void *const rows[], int n, int T)
 }
 
 /* The first T rows of a. */
-static struct side_by_side lay_side_by_side(struct matvec_scratch *sc, const struct act *a, int T, int sub, int zero,
+INLINE struct side_by_side lay_side_by_side(struct matvec_scratch *sc, const struct act *a, int T, int sub, int zero,
                                             bool has_min)
 {
     const void *q[AVX2_MATVEC_TOKENS], *scale[AVX2_MATVEC_TOKENS], *offset[AVX2_MATVEC_TOKENS], *fsum[AVX2_MATVEC_TOKENS];
@@ -83,10 +95,13 @@ static struct side_by_side lay_side_by_side(struct matvec_scratch *sc, const str
 /* Where unpack8.h delivers to. */
 struct sink {
     int n_t, sub, bits; /* constants of the function */
-    bool has_zero, has_min;
+    bool has_zero, has_min, runs;
     struct side_by_side a;  /* this block's */
-    const uint8_t *next;    /* this block's share of the eight rows that come next, which are one piece */
-    int lines, puts, n_put; /* cache lines of it, calls of put in a block, and those so far */
+    /* What is requested meanwhile. Runs: of each of the eight rows the lines RUN_LEAD after this block. Otherwise this block's
+     * share of the eight rows that come next. */
+    const uint8_t *next;
+    size_t stride;          /* bytes from row to row */
+    int lines, puts, n_put; /* requests of a block, calls of put in it, and those so far */
     struct dot dot[16][AVX2_MATVEC_TOKENS];
     __m256 acc[AVX2_MATVEC_TOKENS], macc[AVX2_MATVEC_TOKENS];
 };
@@ -101,14 +116,20 @@ INLINE const int8_t *group(const struct sink *s, int t, int j, int g)
     return s->a.q + ((j * s->sub / 4 + g) * STRIDE(s->n_t) + t) * 4;
 }
 
-/* Asks for this call's share of the bytes at next: spread over the block, since a processor
- * can only wait for some ten to twenty lines at a time. GCC would put a block's requests in one place if it could. */
+INLINE void request(const uint8_t *p)
+{
+    /* GCC would put a block's requests in one place if it could. */
+    __asm__ volatile("prefetcht1 %0" : : "m"(*p) : "memory");
+}
+
+/* This call's share of the block's requests: spread over the block, since a processor can only wait for some ten to
+ * twenty lines at a time. */
 INLINE void prefetch(struct sink *s)
 {
     int end = (s->n_put + 1) * s->lines / s->puts;
 #pragma GCC unroll 4
     for (int i = s->n_put * s->lines / s->puts; i < end; i++)
-        __asm__ volatile("prefetcht1 %0" : : "m"(s->next[64 * i]) : "memory");
+        request(s->next + (s->runs ? (size_t)(i % 8) * s->stride + 64 * (size_t)(i / 8) : 64 * (size_t)i));
     s->n_put++;
 }
 
@@ -140,61 +161,122 @@ INLINE void scale(struct sink *s, int j, __m256 d, __m256 m)
 
 #include "unpack8.h"
 
-/* v is rows first .. first+7; of them r and up are wanted, below row1. */
-INLINE void store_rows(float *y, int first, int r, int row1, __m256 v)
+/* Rows that are multiplied together: lane i is row first + i * step. Of them, row `from` and up are wanted, below `to`. */
+struct eight {
+    int first, step, from, to;
+};
+
+/* Rows in each of the eight runs that n rows of w are cut into; 0: in none. What is left of them is less than eight rows. */
+static inline int rows_of_run(const struct weight *w, int n, int T)
 {
-    if (first == r && r + 8 <= row1) {
-        _mm256_storeu_ps(y + r, v);
-        return;
-    }
-    float lane[8];
-    _mm256_storeu_ps(lane, v);
-    for (; r < row1 && r < first + 8; r++) y[r] = lane[r - first];
+    size_t least = T == 1 ? RUN_BYTES : RUN_BYTES_2;
+    return T <= RUN_TOKENS && (size_t)(n / 8) * w->row_bytes >= least ? n / 8 : 0;
 }
 
-#define DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, T) \
-    static void matvec_##name##_##T(const struct weight *w, int row0, int row1, const struct act *a, float *y, \
-                                    size_t ld_y, struct matvec_scratch *sc) \
+/* The ends of the runs, of `rows` rows each, are near: the next rows of the matrix are likely to come in runs as long. p: the
+ * last row of the first one. */
+static inline void prime(const uint8_t *p, int rows, size_t row_bytes)
+{
+    const uint8_t *next = p + (7 * (size_t)rows + 1) * row_bytes;
+    for (size_t i = 0; i < 8 * RUN_PRIMED; i++) request(next + i % 8 * (size_t)rows * row_bytes + i / 8 * 64);
+}
+
+INLINE void store_eight(float *y, const struct eight *e, __m256 v, bool in_runs)
+{
+    float lane[8];
+    if (in_runs) {
+        _mm256_storeu_ps(lane, v);
+        for (int i = 0; i < 8; i++) y[e->first + i * e->step] = lane[i];
+    } else if (e->first == e->from && e->first + 8 <= e->to) {
+        _mm256_storeu_ps(y + e->first, v);
+    } else {
+        _mm256_storeu_ps(lane, v);
+        for (int r = e->from; r < e->to && r < e->first + 8; r++) y[r] = lane[r - e->first];
+    }
+}
+
+/* y += an eight times T rows of activations. in_runs: as e->step tells, as a constant. */
+#define DEFINE_EIGHT(name, elements, sub_elements, n_bits, offset_by, min, T, in_runs) \
+    INLINE void eight_##name##_##T##_##in_runs(const struct weight *w, const struct eight *e, const struct side_by_side *act, \
+                                               float *y, size_t ld_y) \
     { \
-        const size_t bytes = sizeof(struct block_##name), stride = w->row_bytes; \
+        const size_t bytes = sizeof(struct block_##name), stride = (in_runs ? (size_t)e->step : 1) * w->row_bytes; \
         const int corrections = elements / sub_elements * STRIDE(T); \
-        const struct side_by_side act = lay_side_by_side(sc, a, T, sub_elements, offset_by, min); \
-        struct sink s = {.n_t = T, .sub = sub_elements, .bits = n_bits, .has_zero = offset_by != 0, .has_min = min, \
-                         .lines = (int)(8 * bytes + 63) / 64, .puts = elements / 4}; \
+        const uint8_t *p = (const uint8_t *)w->data + (size_t)e->first * w->row_bytes; \
+        struct sink s; /* not cleared: all sums begin with what is put first */ \
+        s.n_t = T, s.sub = sub_elements, s.bits = n_bits, s.has_zero = offset_by != 0, s.has_min = min, s.runs = in_runs; \
+        s.a = *act; \
+        s.next = p + (in_runs ? RUN_LEAD : 8 * stride); \
+        s.stride = stride; \
+        s.lines = (int)(in_runs ? (bytes + 63) / 64 * 8 : (8 * bytes + 63) / 64); \
+        s.puts = elements / 4; \
+        for (int t = 0; t < T; t++) s.acc[t] = s.macc[t] = _mm256_setzero_ps(); \
+        for (int k = 0; k < w->n_in; k += elements) { \
+            s.n_put = 0; \
+            unpack8_##name(&s, p, stride); \
+            p += bytes; \
+            s.next += in_runs ? bytes : 8 * bytes; \
+            s.a.q += elements * STRIDE(T); \
+            s.a.scale += elements / 32 * STRIDE(T); \
+            if (offset_by) s.a.offset += corrections; \
+            if (min) s.a.fsum += corrections; \
+        } \
+        for (int t = 0; t < T; t++) \
+            store_eight(y + (size_t)t * ld_y, e, min ? _mm256_sub_ps(s.acc[t], s.macc[t]) : s.acc[t], in_runs); \
+    }
+#define DEFINE_RUNS(name, elements, sub_elements, n_bits, offset_by, min, T) \
+    DEFINE_EIGHT(name, elements, sub_elements, n_bits, offset_by, min, T, true) \
+    static void runs_##name##_##T(const struct weight *w, int row0, int rows, const struct side_by_side *act, float *y, \
+                                  size_t ld_y) \
+    { \
+        for (int r = row0; r < row0 + rows; r++) { \
+            struct eight e = {r, rows, 0, w->n_out}; \
+            if (r + 1 == row0 + rows) prime((const uint8_t *)w->data + (size_t)r * w->row_bytes, rows, w->row_bytes); \
+            eight_##name##_##T##_true(w, &e, act, y, ld_y); \
+        } \
+    }
+#define DEFINE_CONSECUTIVE(name, elements, sub_elements, n_bits, offset_by, min, T) \
+    DEFINE_EIGHT(name, elements, sub_elements, n_bits, offset_by, min, T, false) \
+    static void consecutive_##name##_##T(const struct weight *w, int row0, int row1, const struct side_by_side *act, \
+                                         float *y, size_t ld_y) \
+    { \
         for (int r = row0; r < row1; r += 8) { \
             /* the last rows of a matrix: eight that end with them, some of them computed again */ \
-            int first = r + 8 <= w->n_out ? r : w->n_out - 8; \
-            const uint8_t *p = (const uint8_t *)w->data + (size_t)first * stride; \
-            s.next = p + 8 * stride; \
-            s.a = act; \
-            for (int t = 0; t < T; t++) s.acc[t] = s.macc[t] = _mm256_setzero_ps(); \
-            for (int k = 0; k < a->n; k += elements) { \
-                s.n_put = 0; \
-                unpack8_##name(&s, p, stride); \
-                p += bytes; \
-                s.next += 8 * bytes; \
-                s.a.q += elements * STRIDE(T); \
-                s.a.scale += elements / 32 * STRIDE(T); \
-                if (offset_by) s.a.offset += corrections; \
-                if (min) s.a.fsum += corrections; \
-            } \
-            for (int t = 0; t < T; t++) \
-                store_rows(y + (size_t)t * ld_y, first, r, row1, min ? _mm256_sub_ps(s.acc[t], s.macc[t]) : s.acc[t]); \
+            struct eight e = {r + 8 <= w->n_out ? r : w->n_out - 8, 1, r, row1}; \
+            eight_##name##_##T##_false(w, &e, act, y, ld_y); \
         } \
     }
 #define DEFINE_MATVEC(name, elements, sub_elements, n_bits, offset_by, min) \
-    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 1) \
-    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 2) \
-    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 3) \
-    DEFINE_MATVEC_TOKENS(name, elements, sub_elements, n_bits, offset_by, min, 4) \
+    DEFINE_RUNS(name, elements, sub_elements, n_bits, offset_by, min, 1) \
+    DEFINE_RUNS(name, elements, sub_elements, n_bits, offset_by, min, 2) \
+    DEFINE_CONSECUTIVE(name, elements, sub_elements, n_bits, offset_by, min, 1) \
+    DEFINE_CONSECUTIVE(name, elements, sub_elements, n_bits, offset_by, min, 2) \
+    DEFINE_CONSECUTIVE(name, elements, sub_elements, n_bits, offset_by, min, 3) \
+    DEFINE_CONSECUTIVE(name, elements, sub_elements, n_bits, offset_by, min, 4) \
     static void matvec_##name(const struct weight *w, int row0, int row1, const struct act *a, float *y, \
                               size_t ld_y, void *scratch) \
     { \
+        const int rows = rows_of_run(w, row1 - row0, a->n_rows), rest = row0 + 8 * rows; \
         switch (a->n_rows) { \
-        case 1: matvec_##name##_1(w, row0, row1, a, y, ld_y, scratch); break; \
-        case 2: matvec_##name##_2(w, row0, row1, a, y, ld_y, scratch); break; \
-        case 3: matvec_##name##_3(w, row0, row1, a, y, ld_y, scratch); break; \
-        case 4: matvec_##name##_4(w, row0, row1, a, y, ld_y, scratch); break; \
+            struct side_by_side act; /* how many rows is a constant to those who lay and read it */ \
+        case 1: \
+            act = lay_side_by_side(scratch, a, 1, sub_elements, offset_by, min); \
+            if (rows) runs_##name##_1(w, row0, rows, &act, y, ld_y); \
+            consecutive_##name##_1(w, rest, row1, &act, y, ld_y); \
+            break; \
+        case 2: \
+            act = lay_side_by_side(scratch, a, 2, sub_elements, offset_by, min); \
+            if (rows) runs_##name##_2(w, row0, rows, &act, y, ld_y); \
+            consecutive_##name##_2(w, rest, row1, &act, y, ld_y); \
+            break; \
+        case 3: \
+            act = lay_side_by_side(scratch, a, 3, sub_elements, offset_by, min); \
+            consecutive_##name##_3(w, row0, row1, &act, y, ld_y); \
+            break; \
+        case 4: \
+            act = lay_side_by_side(scratch, a, 4, sub_elements, offset_by, min); \
+            consecutive_##name##_4(w, row0, row1, &act, y, ld_y); \
+            break; \
         } \
     }
 

@@ -112,14 +112,15 @@ static struct options parse_options(int argc, char **argv)
 
 enum {
     PEAK_ROUNDS = 1 << 16,
-    PEAK_TRIES = 7,
+    PEAK_TRIES = 8,
     READ_CHUNK = 1 << 17,
-    READ_STREAMS = 4,  /* as many as get the most out of a core, with prefetches this far ahead */
+    READ_STREAMS = 4,  /* as many as get the most out of a core, with prefetches this far ahead or without */
     READ_AHEAD = 2048,
 };
 
 struct reading {
     const struct gguf *g;
+    bool prefetches;
     _Atomic uint64_t sum; /* so that the loads happen */
 };
 
@@ -135,7 +136,7 @@ static void read_tensors(struct pool_thread *t, void *arg)
             for (size_t at = 0; at < READ_CHUNK / READ_STREAMS; at += 64)
                 for (size_t s = 0; s < READ_STREAMS; s++) {
                     const unsigned char *line = p + s * (READ_CHUNK / READ_STREAMS) + at;
-                    __builtin_prefetch(line + READ_AHEAD, 0, 2);
+                    if (r->prefetches) __builtin_prefetch(line + READ_AHEAD, 0, 2);
                     uint64_t v[8];
                     memcpy(v, line, sizeof v);
                     for (int j = 0; j < 8; j++) sum[j] += v[j];
@@ -153,7 +154,7 @@ static double read_bandwidth(struct pool *p, const struct gguf *g)
     for (size_t i = 0; i < gguf_n_tensors(g); i++) bytes += gguf_tensor_at(g, i)->bytes / READ_CHUNK * READ_CHUNK;
     double best = 0;
     for (int i = 0; i < PEAK_TRIES; i++) {
-        struct reading r = {.g = g};
+        struct reading r = {.g = g, .prefetches = i % 2 == 0};
         uint64_t start = platform_now_us();
         pool_run(p, read_tensors, &r);
         double s = 1e-6 * (double)(platform_now_us() - start + 1);

@@ -222,6 +222,21 @@ static void many_tokens_and_long_rows_multiply_alike(void)
     }
 }
 
+/* Rows so long that kernels may read them in another order than that of the file. */
+static void check_long_rows(enum tensor_type type)
+{
+    if (!quant_format(type)) return;
+    struct problem p = make_problem(type, DATA_RANDOM, 24576, 3);
+    static const int ranges[][2] = {{0, 7}, {0, 8}, {0, 32}, {0, 37}, {0, 40}, {16, 40}, {16, 39}, {32, 40}};
+    for_each_table(k)
+        for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
+            for (int n_tokens = 1; n_tokens <= 3; n_tokens++)
+                check_product(k, &p, MAX_ROWS, ranges[i][0], ranges[i][1], n_tokens, -1);
+    free_problem(&p);
+}
+
+static void long_rows_multiply_alike(void) { each_type(check_long_rows); }
+
 static void check_ranges(enum tensor_type type)
 {
     struct problem p = make_problem(type, DATA_RANDOM, 512, 6);
@@ -357,6 +372,7 @@ int main(void)
     RUN(products_are_those_of_the_dequantized_weights);
     RUN(every_table_multiplies_as_the_scalar_one);
     RUN(many_tokens_and_long_rows_multiply_alike);
+    RUN(long_rows_multiply_alike);
     RUN(a_range_of_rows_is_written_and_nothing_else);
     RUN(weights_may_lie_at_any_address);
     RUN(extreme_weights_and_activations_multiply_alike);

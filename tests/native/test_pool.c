@@ -65,6 +65,7 @@ static void a_run_calls_every_thread_once_and_returns_after_all(void)
 
 struct work {
     int n, chunk, loops;
+    int most;         /* chunks at once */
     int stuck_thread; /* stops in its first chunk until the others have done the rest; -1: none */
     int *taken;       /* [n]: which items were given out, in all loops */
     _Atomic int n_taken;
@@ -76,8 +77,9 @@ static void take(struct pool_thread *t, void *arg)
     struct work *w = arg;
     for (int loop = 0; loop < w->loops; loop++) {
         int begin, end;
-        while (pool_share(t, w->n, w->chunk, &begin, &end)) {
-            if (begin % w->chunk || end <= begin || end > w->n || (end - begin != w->chunk && end != w->n)) w->wrong++;
+        while (w->most ? pool_share_long(t, w->n, w->chunk, w->most, &begin, &end) : pool_share(t, w->n, w->chunk, &begin, &end)) {
+            int most = w->most ? w->most * w->chunk : w->chunk;
+            if (begin % w->chunk || end <= begin || end > w->n || (end % w->chunk && end != w->n) || end - begin > most) w->wrong++;
             for (int i = begin; i < end; i++) w->taken[i]++;
             if (t->index == w->stuck_thread)
                 for (int ms = 0; w->n_taken < w->n - (end - begin); ms++) {
@@ -101,16 +103,20 @@ static void work_sharing_gives_every_item_out_once(void)
         struct pool *p = pool_create(thread_counts[i], 0, "t", NULL);
         REQUIRE(p);
         for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
-            struct work w = {.n = sizes[s][0], .chunk = sizes[s][1], .loops = 5, .stuck_thread = -1};
-            w.taken = calloc((size_t)w.n + 1, sizeof *w.taken);
-            REQUIRE(w.taken);
-            pool_run(p, take, &w);
-            pool_run(p, take, &w); /* counters carry over between runs */
-            CHECK(w.wrong == 0);
-            int bad = 0;
-            for (int k = 0; k < w.n; k++) bad += w.taken[k] != 10;
-            CHECKF(bad == 0, "%d threads, %d items by %d: %d not taken once", thread_counts[i], w.n, w.chunk, bad);
-            free(w.taken);
+            static const int most[] = {0, 1, 3, 20, 5000};
+            for (size_t m = 0; m < sizeof most / sizeof *most; m++) {
+                struct work w = {.n = sizes[s][0], .chunk = sizes[s][1], .most = most[m], .loops = 5, .stuck_thread = -1};
+                w.taken = calloc((size_t)w.n + 1, sizeof *w.taken);
+                REQUIRE(w.taken);
+                pool_run(p, take, &w);
+                pool_run(p, take, &w); /* counters carry over between runs */
+                CHECK(w.wrong == 0);
+                int bad = 0;
+                for (int k = 0; k < w.n; k++) bad += w.taken[k] != 10;
+                CHECKF(bad == 0, "%d threads, %d items by %d, %d at once: %d not taken once", thread_counts[i], w.n, w.chunk,
+                       most[m], bad);
+                free(w.taken);
+            }
         }
         pool_free(p);
     }
@@ -127,6 +133,25 @@ static void the_chunks_of_a_stuck_thread_are_taken_by_others(void)
     CHECK(w.wrong == 0);
     CHECK(w.n_taken == w.n);
     free(w.taken);
+    pool_free(p);
+}
+
+static void note_pieces(struct pool_thread *t, void *arg)
+{
+    int *piece = arg, n = 0, begin, end;
+    while (t->index == 0 && pool_share_long(t, 100, 1, 24, &begin, &end)) piece[n++] = end - begin;
+    pool_barrier(t);
+}
+
+/* Thread 0 takes its share and then that of the other one, which does nothing. */
+static void long_pieces_get_shorter_towards_the_end(void)
+{
+    static const int expected[] = {24, 20, 6};
+    int piece[100] = {0};
+    struct pool *p = pool_create(2, 0, "t", NULL);
+    REQUIRE(p);
+    pool_run(p, note_pieces, piece);
+    for (int i = 0; i < 7; i++) CHECKF(piece[i] == (i < 6 ? expected[i % 3] : 0), "piece %d: %d items", i, piece[i]);
     pool_free(p);
 }
 
@@ -309,6 +334,7 @@ int main(void)
     RUN(a_run_calls_every_thread_once_and_returns_after_all);
     RUN(work_sharing_gives_every_item_out_once);
     RUN(the_chunks_of_a_stuck_thread_are_taken_by_others);
+    RUN(long_pieces_get_shorter_towards_the_end);
     RUN(an_idle_pool_uses_no_processor);
     RUN(every_thread_has_aligned_scratch_of_its_own);
     RUN(workers_are_named_deaf_to_signals_and_nicer_than_the_caller);
