@@ -19,7 +19,7 @@ enum {
     MANY_TOKENS = 16,    /* from here on a chunk has more rows, which pays for looking at its tokens: */
     MANY_ROWS = 512,     /* so many, or a half, a quarter or an eighth of them, */
     MANY_CHUNKS = 32,    /* so that there are at least so many chunks */
-    FEW_TOKENS = 2,      /* up to here memory is the limit, which is read faster in long pieces: */
+    FEW_TOKENS = 4,      /* up to here memory is the limit, which is read faster in long pieces: */
     LONG_BYTES = 1 << 20, /* several chunks at once, up to so many bytes of weights */
 };
 
