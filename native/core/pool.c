@@ -130,7 +130,7 @@ void pool_barrier(struct pool_thread *t)
     if (released_us > since_us) t->parked_us += released_us - since_us;
 }
 
-/* How many of the `left` chunks of a share are taken at once, of a run with several threads. */
+/* How many of the `left` chunks of a share are taken at once, as pool.h says. */
 static uint32_t take(uint32_t left, int most)
 {
     uint32_t n = 2 * left <= (uint32_t)most ? left : (3 * left + 3) / 4;

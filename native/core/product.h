@@ -19,8 +19,8 @@ enum {
     MANY_TOKENS = 16,    /* from here on a chunk has more rows, which pays for looking at its tokens: */
     MANY_ROWS = 512,     /* so many, or a half, a quarter or an eighth of them, */
     MANY_CHUNKS = 32,    /* so that there are at least so many chunks */
-    FEW_TOKENS = 4,      /* up to here memory is the limit, which is read faster in long pieces: */
-    LONG_BYTES = 1 << 20, /* several chunks at once, up to so many bytes of weights */
+    FEW_TOKENS = 4,      /* up to here memory is the limit, which is read faster in long pieces: several chunks at once, */
+    LONG_BYTES = 1 << 20, /* up to so many bytes of weights */
 };
 
 bool weight_is_quantized(const struct weight *w);
@@ -54,9 +54,10 @@ struct chunk {
 /* The next chunk for this thread, of `rows` of n_out rows and `block` of n_tokens tokens, or what is left of them; false:
  * none is left, and pool_barrier comes next. */
 bool next_chunk(struct pool_thread *t, int n_out, int rows, int n_tokens, int block, struct chunk *c);
-/* The same in units of rows, of unit_bytes each, which all tokens are multiplied with where they are few, several units at once. */
+/* The same of n_units units of rows, with unit_bytes of weights each and TOKEN_BLOCK; c's rows count units. Few tokens take several
+ * units at once. */
 bool next_units(struct pool_thread *t, int n_units, size_t unit_bytes, int n_tokens, struct chunk *c);
-/* The same of the rows of w, in chunks that suit them. */
+/* The same of the rows of w: how many make a chunk is decided here. */
 bool next_rows(struct pool_thread *t, const struct weight *w, int n_tokens, struct chunk *c);
 
 /* Fewest heads whose rows of a and of b elements are whole tiles. */

@@ -116,6 +116,7 @@ INLINE const int8_t *group(const struct sink *s, int t, int j, int g)
     return s->a.q + ((j * s->sub / 4 + g) * STRIDE(s->n_t) + t) * 4;
 }
 
+/* Asks for the line at p, which need not be mapped. */
 INLINE void request(const uint8_t *p)
 {
     /* GCC would put a block's requests in one place if it could. */
@@ -161,7 +162,8 @@ INLINE void scale(struct sink *s, int j, __m256 d, __m256 m)
 
 #include "unpack8.h"
 
-/* Rows that are multiplied together: lane i is row first + i * step. Of them, row `from` and up are wanted, below `to`. */
+/* Rows that are multiplied together: lane i is row first + i * step. Of consecutive ones, row `from` and up are wanted, below
+ * `to`. */
 struct eight {
     int first, step, from, to;
 };
@@ -195,7 +197,7 @@ INLINE void store_eight(float *y, const struct eight *e, __m256 v, bool in_runs)
     }
 }
 
-/* y += an eight times T rows of activations. in_runs: as e->step tells, as a constant. */
+/* y = an eight times T rows of activations. in_runs: it has one row of each run; otherwise its rows are consecutive. */
 #define DEFINE_EIGHT(name, elements, sub_elements, n_bits, offset_by, min, T, in_runs) \
     INLINE void eight_##name##_##T##_##in_runs(const struct weight *w, const struct eight *e, const struct side_by_side *act, \
                                                float *y, size_t ld_y) \
@@ -230,7 +232,7 @@ INLINE void store_eight(float *y, const struct eight *e, __m256 v, bool in_runs)
                                   size_t ld_y) \
     { \
         for (int r = row0; r < row0 + rows; r++) { \
-            struct eight e = {r, rows, 0, w->n_out}; \
+            struct eight e = {.first = r, .step = rows}; \
             if (r + 1 == row0 + rows) prime((const uint8_t *)w->data + (size_t)r * w->row_bytes, rows, w->row_bytes); \
             eight_##name##_##T##_true(w, &e, act, y, ld_y); \
         } \
@@ -242,7 +244,7 @@ INLINE void store_eight(float *y, const struct eight *e, __m256 v, bool in_runs)
     { \
         for (int r = row0; r < row1; r += 8) { \
             /* the last rows of a matrix: eight that end with them, some of them computed again */ \
-            struct eight e = {r + 8 <= w->n_out ? r : w->n_out - 8, 1, r, row1}; \
+            struct eight e = {.first = r + 8 <= w->n_out ? r : w->n_out - 8, .step = 1, .from = r, .to = row1}; \
             eight_##name##_##T##_false(w, &e, act, y, ld_y); \
         } \
     }
@@ -257,8 +259,8 @@ INLINE void store_eight(float *y, const struct eight *e, __m256 v, bool in_runs)
                               size_t ld_y, void *scratch) \
     { \
         const int rows = rows_of_run(w, row1 - row0, a->n_rows), rest = row0 + 8 * rows; \
+        struct side_by_side act; /* how many rows is a constant to those who lay and read it */ \
         switch (a->n_rows) { \
-            struct side_by_side act; /* how many rows is a constant to those who lay and read it */ \
         case 1: \
             act = lay_side_by_side(scratch, a, 1, sub_elements, offset_by, min); \
             if (rows) runs_##name##_1(w, row0, rows, &act, y, ld_y); \

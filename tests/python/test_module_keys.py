@@ -13,6 +13,7 @@ from module_support import (
     MODEL,
     PROMPT,
     Background,
+    as_map,
     assert_idle,
     error_of,
     generate,
@@ -171,5 +172,9 @@ def test_a_cluster_that_is_down_loads_models_unseen(model_path: Path) -> None:
             job.join()
             assert job.error is None or str(job.error) == "The cluster is down"
         wait_until(
-            lambda: len(client.execute_command("INFER.MODEL LIST")) == 5, "all models are loaded"
+            lambda: (
+                [as_map(m)["state"] for m in client.execute_command("INFER.MODEL LIST")]
+                == [b"ready"] * 5
+            ),
+            "all models are loaded",
         )
