@@ -24,6 +24,9 @@ void avx512_matmul_bf16(const struct weight *w, int row0, int row1, const struct
 void avx512_matmul_amx(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
                        void *scratch);
 
+/* matmul_few.c; up to STREAM_TOKENS activation rows (tile.h) of together STREAM_SUB_BLOCKS sub-blocks, 16 and more rows of weights */
+void avx512_matmul_few(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y, void *scratch);
+
 /* norm.c */
 void avx512_rmsnorm(float *y, const float *x, const float *w, int n, float eps);
 void avx512_layernorm(float *y, const float *x, const float *w, const float *b, int n, float eps);

@@ -100,79 +100,79 @@ INLINE void add_fifth_bits(__m512i w[8], __m512i high)
     }
 }
 
-INLINE void walk_q4_0(const struct rows *r, int n_blocks, sink_fn *sink, void *ctx)
+INLINE void walk_q4_0(const struct rows *rows, int n_blocks, sink_fn *sink, void *ctx)
 {
-    size_t at = 0;
-    for (int b = 0; b < n_blocks; b++, at += sizeof(struct block_q4_0)) {
+    struct rows moving = begin(rows), *r = &moving;
+    for (int b = 0; b < n_blocks; b++, move_on(r, sizeof(struct block_q4_0))) {
         __m512i nibbles[4], w[8];
-        load_4(nibbles, r, at + offsetof(struct block_q4_0, nibbles));
+        load_4(nibbles, r, offsetof(struct block_q4_0, nibbles));
         split_nibbles(w, nibbles);
-        sink(ctx, b, w, low_half(load_1(r, at)), NO_MINIMUM);
+        sink(ctx, b, w, low_half(load_1(r, 0)), NO_MINIMUM);
     }
 }
 
-INLINE void walk_q4_1(const struct rows *r, int n_blocks, sink_fn *sink, void *ctx)
+INLINE void walk_q4_1(const struct rows *rows, int n_blocks, sink_fn *sink, void *ctx)
 {
-    size_t at = 0;
+    struct rows moving = begin(rows), *r = &moving;
     int b = 0;
-    for (; b + 4 <= n_blocks; b += 4, at += 4 * sizeof(struct block_q4_1)) { /* of five dwords each */
+    for (; b + 4 <= n_blocks; b += 4, move_on(r, 4 * sizeof(struct block_q4_1))) { /* of five dwords each */
         __m512i v[20], w[8];
-        load_8(v, r, at);
+        load_8(v, r, 0);
         split_nibbles(w, v + 1);
         sink(ctx, b, w, low_half(v[0]), negate(high_half(v[0])));
-        load_8(v + 8, r, at + 32);
+        load_8(v + 8, r, 32);
         split_nibbles(w, v + 6);
         sink(ctx, b + 1, w, low_half(v[5]), negate(high_half(v[5])));
         split_nibbles(w, v + 11);
         sink(ctx, b + 2, w, low_half(v[10]), negate(high_half(v[10])));
-        load_4(v + 16, r, at + 64);
+        load_4(v + 16, r, 64);
         split_nibbles(w, v + 16);
         sink(ctx, b + 3, w, low_half(v[15]), negate(high_half(v[15])));
     }
-    for (; b < n_blocks; b++, at += sizeof(struct block_q4_1)) {
+    for (; b < n_blocks; b++, move_on(r, sizeof(struct block_q4_1))) {
         __m512i nibbles[4], w[8];
-        load_4(nibbles, r, at + offsetof(struct block_q4_1, nibbles));
+        load_4(nibbles, r, offsetof(struct block_q4_1, nibbles));
         split_nibbles(w, nibbles);
-        __m512i dm = load_1(r, at);
+        __m512i dm = load_1(r, 0);
         sink(ctx, b, w, low_half(dm), negate(high_half(dm)));
     }
 }
 
-INLINE void walk_q5_0(const struct rows *r, int n_blocks, sink_fn *sink, void *ctx)
+INLINE void walk_q5_0(const struct rows *rows, int n_blocks, sink_fn *sink, void *ctx)
 {
-    size_t at = 0;
-    for (int b = 0; b < n_blocks; b++, at += sizeof(struct block_q5_0)) {
+    struct rows moving = begin(rows), *r = &moving;
+    for (int b = 0; b < n_blocks; b++, move_on(r, sizeof(struct block_q5_0))) {
         __m512i nibbles[4], w[8];
-        load_4(nibbles, r, at + offsetof(struct block_q5_0, nibbles));
+        load_4(nibbles, r, offsetof(struct block_q5_0, nibbles));
         split_nibbles(w, nibbles);
-        add_fifth_bits(w, load_1(r, at + offsetof(struct block_q5_0, high)));
-        sink(ctx, b, w, low_half(load_1(r, at)), NO_MINIMUM);
+        add_fifth_bits(w, load_1(r, offsetof(struct block_q5_0, high)));
+        sink(ctx, b, w, low_half(load_1(r, 0)), NO_MINIMUM);
     }
 }
 
-INLINE void walk_q5_1(const struct rows *r, int n_blocks, sink_fn *sink, void *ctx)
+INLINE void walk_q5_1(const struct rows *rows, int n_blocks, sink_fn *sink, void *ctx)
 {
-    size_t at = 0;
-    for (int b = 0; b < n_blocks; b++, at += sizeof(struct block_q5_1)) {
+    struct rows moving = begin(rows), *r = &moving;
+    for (int b = 0; b < n_blocks; b++, move_on(r, sizeof(struct block_q5_1))) {
         __m512i nibbles[4], w[8];
-        load_4(nibbles, r, at + offsetof(struct block_q5_1, nibbles));
+        load_4(nibbles, r, offsetof(struct block_q5_1, nibbles));
         split_nibbles(w, nibbles);
-        add_fifth_bits(w, load_1(r, at + offsetof(struct block_q5_1, high)));
-        __m512i dm = load_1(r, at);
+        add_fifth_bits(w, load_1(r, offsetof(struct block_q5_1, high)));
+        __m512i dm = load_1(r, 0);
         sink(ctx, b, w, low_half(dm), negate(high_half(dm)));
     }
 }
 
 /* The signed bytes become unsigned by adding 128. */
-INLINE void walk_q8_0(const struct rows *r, int n_blocks, sink_fn *sink, void *ctx)
+INLINE void walk_q8_0(const struct rows *rows, int n_blocks, sink_fn *sink, void *ctx)
 {
-    size_t at = 0;
-    for (int b = 0; b < n_blocks; b++, at += sizeof(struct block_q8_0)) {
+    struct rows moving = begin(rows), *r = &moving;
+    for (int b = 0; b < n_blocks; b++, move_on(r, sizeof(struct block_q8_0))) {
         __m512i w[8];
-        load_8(w, r, at + offsetof(struct block_q8_0, q));
+        load_8(w, r, offsetof(struct block_q8_0, q));
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) w[i] = _mm512_xor_si512(w[i], _mm512_set1_epi8(-128));
-        sink(ctx, b, w, low_half(load_1(r, at)), NO_MINIMUM);
+        sink(ctx, b, w, low_half(load_1(r, 0)), NO_MINIMUM);
     }
 }
 
@@ -186,17 +186,17 @@ INLINE void load_8_in_order(__m512i out[8], const struct rows *r, size_t at)
     __asm__ volatile("" ::: "memory");
 }
 
-INLINE void walk_q2_K(const struct rows *r, int n_blocks, sink_fn *sink, void *ctx)
+INLINE void walk_q2_K(const struct rows *rows, int n_blocks, sink_fn *sink, void *ctx)
 {
-    size_t at = 0;
-    for (int b = 0; b < n_blocks; b++, at += sizeof(struct block_q2_K)) {
-        __m512i scales[4], dm = load_1(r, at + offsetof(struct block_q2_K, d));
+    struct rows moving = begin(rows), *r = &moving;
+    for (int b = 0; b < n_blocks; b++, move_on(r, sizeof(struct block_q2_K))) {
+        __m512i scales[4], dm = load_1(r, offsetof(struct block_q2_K, d));
         __m512 d = low_half(dm), dmin = high_half(dm);
-        load_4(scales, r, at + offsetof(struct block_q2_K, scales));
+        load_4(scales, r, offsetof(struct block_q2_K, scales));
 #pragma GCC unroll 2
         for (int h = 0; h < 2; h++) {
             __m512i pairs[8];
-            load_8_in_order(pairs, r, at + offsetof(struct block_q2_K, pairs) + 32 * (size_t)h);
+            load_8_in_order(pairs, r, offsetof(struct block_q2_K, pairs) + 32 * (size_t)h);
 #pragma GCC unroll 8
             for (int j = 0; j < 8; j++) { /* two sub-blocks for each quarter */
                 __m512i w[4];
@@ -210,13 +210,13 @@ INLINE void walk_q2_K(const struct rows *r, int n_blocks, sink_fn *sink, void *c
     }
 }
 
-INLINE void walk_q3_K(const struct rows *r, int n_blocks, sink_fn *sink, void *ctx)
+INLINE void walk_q3_K(const struct rows *rows, int n_blocks, sink_fn *sink, void *ctx)
 {
-    size_t at = 0;
-    for (int b = 0; b < n_blocks; b++, at += sizeof(struct block_q3_K)) {
+    struct rows moving = begin(rows), *r = &moving;
+    for (int b = 0; b < n_blocks; b++, move_on(r, sizeof(struct block_q3_K))) {
         /* The 16 bytes that end with the block are the scales and d, half a dword early. */
         __m512i end[4], packed[3], high[8];
-        load_4(end, r, at + sizeof(struct block_q3_K) - 16);
+        load_4(end, r, sizeof(struct block_q3_K) - 16);
         __m512 d = high_half(end[3]);
 #pragma GCC unroll 3
         for (int i = 0; i < 3; i++) packed[i] = _mm512_shrdi_epi32(end[i], end[i + 1], 16);
@@ -228,11 +228,11 @@ INLINE void walk_q3_K(const struct rows *r, int n_blocks, sink_fn *sink, void *c
         };
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) scales[i] = _mm512_sub_epi8(scales[i], _mm512_set1_epi8(32));
-        load_8_in_order(high, r, at + offsetof(struct block_q3_K, high));
+        load_8_in_order(high, r, offsetof(struct block_q3_K, high));
 #pragma GCC unroll 2
         for (int h = 0; h < 2; h++) {
             __m512i pairs[8];
-            load_8_in_order(pairs, r, at + offsetof(struct block_q3_K, pairs) + 32 * (size_t)h);
+            load_8_in_order(pairs, r, offsetof(struct block_q3_K, pairs) + 32 * (size_t)h);
 #pragma GCC unroll 8
             for (int j = 0; j < 8; j++) {
                 __m512i w[4];
@@ -255,10 +255,10 @@ struct scales_k {
     __m512i scales[2], mins[2];
 };
 
-INLINE struct scales_k load_scales_k(const struct rows *r, size_t at)
+INLINE struct scales_k load_scales_k(const struct rows *r)
 {
     __m512i c[4];
-    load_4(c, r, at);
+    load_4(c, r, 0);
     return (struct scales_k){
         .d = low_half(c[0]),
         .dmin = high_half(c[0]),
@@ -270,16 +270,16 @@ INLINE struct scales_k load_scales_k(const struct rows *r, size_t at)
 }
 
 /* High nibbles stay where they are, 16 times too large, and their scale is 16 times smaller: the same bits. */
-INLINE void walk_q4_K(const struct rows *r, int n_blocks, sink_fn *sink, void *ctx)
+INLINE void walk_q4_K(const struct rows *rows, int n_blocks, sink_fn *sink, void *ctx)
 {
-    size_t at = 0;
-    for (int b = 0; b < n_blocks; b++, at += sizeof(struct block_q4_K)) {
-        struct scales_k k = load_scales_k(r, at);
+    struct rows moving = begin(rows), *r = &moving;
+    for (int b = 0; b < n_blocks; b++, move_on(r, sizeof(struct block_q4_K))) {
+        struct scales_k k = load_scales_k(r);
         __m512 d[2] = {k.d, _mm512_mul_ps(k.d, _mm512_set1_ps(1.0f / 16))};
 #pragma GCC unroll 4
         for (int g = 0; g < 4; g++) {
             __m512i nibbles[8], w[8];
-            load_8_in_order(nibbles, r, at + offsetof(struct block_q4_K, nibbles) + 32 * (size_t)g);
+            load_8_in_order(nibbles, r, offsetof(struct block_q4_K, nibbles) + 32 * (size_t)g);
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++) {
 #pragma GCC unroll 8
@@ -291,17 +291,17 @@ INLINE void walk_q4_K(const struct rows *r, int n_blocks, sink_fn *sink, void *c
     }
 }
 
-INLINE void walk_q5_K(const struct rows *r, int n_blocks, sink_fn *sink, void *ctx)
+INLINE void walk_q5_K(const struct rows *rows, int n_blocks, sink_fn *sink, void *ctx)
 {
-    size_t at = 0;
-    for (int b = 0; b < n_blocks; b++, at += sizeof(struct block_q5_K)) {
-        struct scales_k k = load_scales_k(r, at);
+    struct rows moving = begin(rows), *r = &moving;
+    for (int b = 0; b < n_blocks; b++, move_on(r, sizeof(struct block_q5_K))) {
+        struct scales_k k = load_scales_k(r);
         __m512i high[8];
-        load_8_in_order(high, r, at + offsetof(struct block_q5_K, high));
+        load_8_in_order(high, r, offsetof(struct block_q5_K, high));
 #pragma GCC unroll 4
         for (int g = 0; g < 4; g++) {
             __m512i nibbles[8], w[8];
-            load_8_in_order(nibbles, r, at + offsetof(struct block_q5_K, nibbles) + 32 * (size_t)g);
+            load_8_in_order(nibbles, r, offsetof(struct block_q5_K, nibbles) + 32 * (size_t)g);
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++) {
                 int s = 2 * g + h;
@@ -316,19 +316,19 @@ INLINE void walk_q5_K(const struct rows *r, int n_blocks, sink_fn *sink, void *c
     }
 }
 
-INLINE void walk_q6_K(const struct rows *r, int n_blocks, sink_fn *sink, void *ctx)
+INLINE void walk_q6_K(const struct rows *rows, int n_blocks, sink_fn *sink, void *ctx)
 {
-    size_t at = 0;
-    for (int b = 0; b < n_blocks; b++, at += sizeof(struct block_q6_K)) {
+    struct rows moving = begin(rows), *r = &moving;
+    for (int b = 0; b < n_blocks; b++, move_on(r, sizeof(struct block_q6_K))) {
         __m512i scales[4];
-        load_4(scales, r, at + offsetof(struct block_q6_K, scales));
-        __m512 d = high_half(load_1(r, at + sizeof(struct block_q6_K) - 4));
+        load_4(scales, r, offsetof(struct block_q6_K, scales));
+        __m512 d = high_half(load_1(r, sizeof(struct block_q6_K) - 4));
 #pragma GCC unroll 2
         for (int h = 0; h < 2; h++) {
             __m512i even[8], odd[8], pairs[8]; /* nibbles of the even and of the odd quarters */
-            load_8_in_order(even, r, at + offsetof(struct block_q6_K, nibbles) + 64 * (size_t)h);
-            load_8_in_order(odd, r, at + offsetof(struct block_q6_K, nibbles) + 64 * (size_t)h + 32);
-            load_8_in_order(pairs, r, at + offsetof(struct block_q6_K, pairs) + 32 * (size_t)h);
+            load_8_in_order(even, r, offsetof(struct block_q6_K, nibbles) + 64 * (size_t)h);
+            load_8_in_order(odd, r, offsetof(struct block_q6_K, nibbles) + 64 * (size_t)h + 32);
+            load_8_in_order(pairs, r, offsetof(struct block_q6_K, pairs) + 32 * (size_t)h);
 #pragma GCC unroll 8
             for (int j = 0; j < 8; j++) { /* two sub-blocks for each quarter */
                 int quarter = j / 2;

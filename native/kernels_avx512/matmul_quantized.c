@@ -1,7 +1,6 @@
 /* Matrix products of all quantized formats: which rows meet which activations when.
  *
- * Few activation rows (STREAM_TOKENS): 16 weight rows after the other straight from the file
- * (stream.c); their bytes are one contiguous run through it, and the next 16 rows' are prefetched.
+ * Few activation rows (STREAM_TOKENS): weights straight from the file (matmul_few.c).
  *
  * More: weights are unpacked once into tiles (unpack.c), which are multiplied by 6 tokens
  * at a time (multiply.c). Two tiles (24 KB) stay in L1 while all tokens pass by, 3 KB of a group
@@ -20,41 +19,15 @@
 enum { BLOCK_TILES = 4 };
 
 struct scratch {
+    struct tile tiles[BLOCK_TILES];
     union {
-        struct act_rows act_rows;
-        struct {
-            struct tile tiles[BLOCK_TILES];
-            union {
-                float fsum[BLOCK_TOKENS][SLAB / 16];
-                int32_t start[BLOCK_TOKENS][SLAB / 16];
-            };
-            __m512 acc[BLOCK_TILES][BLOCK_TOKENS];
-            __m512 macc[BLOCK_TILES][BLOCK_TOKENS];
-        };
+        float fsum[BLOCK_TOKENS][SLAB / 16];
+        int32_t start[BLOCK_TOKENS][SLAB / 16];
     };
+    __m512 acc[BLOCK_TILES][BLOCK_TOKENS];
+    __m512 macc[BLOCK_TILES][BLOCK_TOKENS];
 };
 _Static_assert(sizeof(struct scratch) <= AVX512_SCRATCH_BYTES, "AVX512_SCRATCH_BYTES is too small");
-
-static void stream(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
-                   struct act_rows *rows)
-{
-    const struct format *f = &formats[w->type];
-    rows->q = a->q;
-    rows->ld_q = (size_t)a->n;
-    rows->scale = a->scale;
-    rows->ld_scale = (size_t)(a->n / ACT_BLOCK);
-    rows->ld_sub = (size_t)(a->n / f->sub);
-    for (int t = 0; t < a->n_rows; t++)
-        prepare_sub_blocks(rows->start + (size_t)t * rows->ld_sub, a, t, 0, a->n, f);
-    stream_fn *multiply = avx512_stream(w->type, a->n_rows);
-    for (int r = row0; r < row1; r += ROW_TILE) {
-        int r0 = r + ROW_TILE <= row1 ? r : row1 - ROW_TILE;
-        struct rows tile = tile_rows(w, r0, 0, 1, f);
-        __m512 v[STREAM_TOKENS];
-        multiply(v, &tile, w->n_in / f->block, rows, a->n_rows);
-        for (int t = 0; t < a->n_rows; t++) store_rows(y + (size_t)t * ld_y, r, r0, row1, v[t]);
-    }
-}
 
 /* Tiles that begin at rows r0[] against tokens t0 .. t0+n_tokens, summed up in s->acc, s->macc. */
 static void multiply_tiles(const struct weight *w, const int *r0, int n_tiles, const struct act *a, int t0,
@@ -102,7 +75,7 @@ void avx512_matmul_quantized(const struct weight *w, int row0, int row1, const s
         return;
     }
     if (a->n_rows <= STREAM_TOKENS && a->n_rows * (a->n / formats[w->type].sub) <= STREAM_SUB_BLOCKS) {
-        stream(w, row0, row1, a, y, ld_y, &s->act_rows);
+        avx512_matmul_few(w, row0, row1, a, y, ld_y, scratch);
         return;
     }
     bool has_min = formats[w->type].has_min;

@@ -1,7 +1,7 @@
 /* Sixteen weight rows in the file, read so that lane = row.
  *
- * Row i begins i * stride bytes after the first. A "dword" below is any four bytes of a row, aligned or
- * not; loading n of them from each of 16 rows is an n x 16 transposition in registers. The
+ * Lane i is a row that begins i % 8 * stride bytes after that of lane 0 or, from lane 8 on, of lane 8. A "dword" below is any
+ * four bytes of a row, aligned or not; loading n of them from each of 16 rows is an n x 16 transposition in registers. The
  * first step of it is done by inserting loads, which run on both vector ports; the
  * shuffles that follow run on one only. Nothing is read but what is named. */
 #ifndef INFER_AVX512_ROWS_H
@@ -10,46 +10,85 @@
 #include "kernels.h"
 #include "vector.h"
 
-/* What is read some time later is asked for in PREFETCH_STREAMS places at once: requests that have to wait for memory are limited
- * by the core's few line buffers, but the L2 streamer, which works page by page, stays ahead of them in as many pages.
+/* Sixteen rows that follow each other are one piece of memory, and what comes after it is asked for in PREFETCH_STREAMS places
+ * at once: requests that have to wait for memory are limited by the core's few line buffers, but the L2 streamer, which works
+ * page by page, stays ahead of them in as many pages.
  *
- * One row of activations and blocks of 32, where there is least arithmetic, are faster in one place with every line asked for
- * twice, PREFETCH_LEAD bytes apart: the second pass over a page keeps the streamer ahead of the first. */
-enum { PREFETCH_STREAMS = 4, PREFETCH_LEAD = 2048 };
+ * Rows that are far apart, each the next of a run of rows, leave more to the streamer: of each row the line RUN_LEAD bytes ahead
+ * is requested, and of short blocks none. */
+enum { PREFETCH_STREAMS = 4, RUN_LEAD = 512 };
 
 struct rows {
-    const unsigned char *first;
-    size_t stride;
-    const unsigned char *ahead; /* what is read some time later, to be prefetched: PREFETCH_STREAMS pieces of together 16 rows' worth */
-    size_t piece;               /* bytes from piece to piece */
-    bool half;                  /* the pieces are of 8 rows' worth, the other 8 are the caller's to fetch */
-    bool one;                   /* all 16 rows' worth as one piece */
+    const unsigned char *half[2]; /* lanes 0 and 8 */
+    size_t stride;                /* from row to row of a half */
+    bool runs;                    /* the rows are far apart; otherwise: */
+    const unsigned char *ahead;   /* what is read some time later, to be prefetched: PREFETCH_STREAMS pieces of together 16 rows' worth */
+    size_t piece;                 /* bytes from piece to piece */
+    bool eight;                   /* the pieces are of 8 rows' worth, the other 8 are the caller's to fetch */
+    size_t stride3, stride5, stride7, piece3; /* see begin */
 };
+
+/* Every row is a pointer, a multiple of a number in a register and a constant away, which one instruction can name. GCC would
+ * compute them each time, from fewer numbers. */
+INLINE size_t in_register(size_t v)
+{
+    __asm__("" : "+r"(v));
+    return v;
+}
+
+/* *r, to be read. */
+INLINE struct rows begin(const struct rows *r)
+{
+    struct rows v = *r;
+    v.stride = in_register(r->stride);
+    v.stride3 = in_register(3 * r->stride);
+    v.stride5 = in_register(5 * r->stride);
+    v.stride7 = in_register(7 * r->stride);
+    v.piece3 = in_register(3 * r->piece);
+    return v;
+}
 
 INLINE const unsigned char *row_at(const struct rows *r, int i, size_t at)
 {
-    return r->first + (size_t)i * r->stride + at;
+    const unsigned char *p = r->half[i / 8] + at;
+    switch (i % 8) {
+    case 1: return p + r->stride;
+    case 2: return p + 2 * r->stride;
+    case 3: return p + r->stride3;
+    case 4: return p + 4 * r->stride;
+    case 5: return p + r->stride5;
+    case 6: return p + 2 * r->stride3;
+    case 7: return p + r->stride7;
+    default: return p;
+    }
 }
 
-/* Fetches into L2 the lines of `ahead` that correspond to bytes at .. at+n of all 16 rows. */
+INLINE size_t rows_of_piece(const struct rows *r) { return (r->eight ? ROW_TILE / 2 : ROW_TILE) / PREFETCH_STREAMS; }
+
+/* Fetches into L2 what is to be read some time after bytes at .. at+n of all rows. */
 INLINE void prefetch_rows(const struct rows *r, size_t at, size_t n)
 {
-    if (r->one) {
-        const char *p = (const char *)r->ahead + ROW_TILE * at;
-#pragma GCC unroll 8
-        for (size_t i = 0; i < ROW_TILE * n; i += 64) {
-            _mm_prefetch(p + i, _MM_HINT_T1);
-            _mm_prefetch(p + i + PREFETCH_LEAD, _MM_HINT_T1);
-        }
+    if (r->runs) {
+        if ((at + n) / 64 == at / 64) return;
+#pragma GCC unroll 16
+        for (int i = 0; i < ROW_TILE; i++) _mm_prefetch((const char *)row_at(r, i, at + RUN_LEAD), _MM_HINT_T1);
         return;
     }
-    const size_t rows = r->half ? ROW_TILE / PREFETCH_STREAMS / 2 : ROW_TILE / PREFETCH_STREAMS;
+    const size_t rows = rows_of_piece(r);
 #pragma GCC unroll 4
     for (size_t j = 0; j < PREFETCH_STREAMS; j++) {
-        const char *p = (const char *)r->ahead + j * r->piece + rows * at;
+        const char *p = (const char *)r->ahead + (j == 3 ? r->piece3 : j * r->piece) + rows * at;
 #pragma GCC unroll 2
         for (size_t i = 0; i < rows * n; i += 64) _mm_prefetch(p + i, _MM_HINT_T1);
     }
+}
+
+/* On to what comes n bytes later in each row. */
+INLINE void move_on(struct rows *r, size_t n)
+{
+    r->half[0] += n;
+    r->half[1] += n;
+    if (!r->runs) r->ahead += rows_of_piece(r) * n;
 }
 
 /* The 4 x 4 dwords of each quarter, transposed. */

@@ -50,7 +50,7 @@ INLINE struct rows tile_rows(const struct weight *w, int r0, int k0, int n_tiles
     size_t at = (size_t)(k0 / f->block * f->block_bytes);
     const unsigned char *first = (const unsigned char *)w->data + (size_t)r0 * w->row_bytes;
     return (struct rows){
-        .first = first + at,
+        .half = {first + at, first + at + ROW_TILE / 2 * w->row_bytes},
         .stride = w->row_bytes,
         .ahead = first + (size_t)n_tiles * ROW_TILE * w->row_bytes + ROW_TILE / PREFETCH_STREAMS * at,
         .piece = ROW_TILE / PREFETCH_STREAMS * w->row_bytes,

@@ -4,9 +4,9 @@
  * 16 rows of 4-bit weights: 8 inserts and 24 shuffles to make lane = row, 24 operations to
  * split nibbles, and per token 16 VPDPBUSD and 6 float operations. That is about 80 operations on two
  * ports for 512 bytes and one token, 12 bytes per cycle, several times what one core reads from memory; the
- * next tile is prefetched meanwhile.
+ * weights that come later are prefetched meanwhile.
  *
- * Up to 4 tokens have functions of their own, with the sums in registers. More tokens share one
+ * Up to SIDE_TOKENS have functions of their own, with the sums in registers. More tokens share one
  * function per format that keeps the sums in memory and takes 4 tokens at a time, while
  * the weights stay in registers. Memory is the caller's; any thread. */
 #include "formats.h"
@@ -25,28 +25,40 @@ INLINE __m512i load_four(const int8_t *q)
     return _mm512_set1_epi32(v);
 }
 
+/* How far it is from one activation row to the next, in q, in scale and in what there is of each sub-block; and from one dword of
+ * a row to the next, in dwords. */
+struct steps {
+    size_t q, scale, sub, dword;
+};
+
 /* Sub-block s against T tokens from t0. */
 INLINE void multiply_tokens(struct sums *c, int t0, int s, const __m512i *w, __m512 d, __m512 m, const int T, const int sub,
-                            const int zero, const bool has_min)
+                            const int zero, const bool has_min, const struct steps by)
 {
     const struct act_rows *a = c->a;
-    __m512i isum[4];
+    /* Eight VPDPBUSD in a row take 40 cycles, longer than all that waits with them: so two sums. */
+    const bool two = sub == 32;
+    __m512i isum[4], odd[4];
 #pragma GCC unroll 4
-    for (int t = 0; t < T; t++)
-        isum[t] = zero ? _mm512_set1_epi32(a->start[(size_t)(t0 + t) * a->ld_sub + (size_t)s]) : _mm512_setzero_si512();
+    for (int t = 0; t < T; t++) {
+        isum[t] = zero ? _mm512_set1_epi32(a->start[(size_t)(t0 + t) * by.sub + (size_t)s * by.dword]) : _mm512_setzero_si512();
+        odd[t] = _mm512_setzero_si512();
+    }
 #pragma GCC unroll 8
     for (int k = 0; k < sub / 4; k++)
 #pragma GCC unroll 4
         for (int t = 0; t < T; t++) {
-            const int8_t *q = a->q + (size_t)(t0 + t) * a->ld_q + (size_t)(s * sub + 4 * k);
-            isum[t] = _mm512_dpbusd_epi32(isum[t], w[k], load_four(q));
+            __m512i q = load_four(a->q + (size_t)(t0 + t) * by.q + (size_t)(s * sub + 4 * k) * by.dword);
+            __m512i *sum = two && k % 2 ? &odd[t] : &isum[t];
+            *sum = _mm512_dpbusd_epi32(*sum, w[k], q);
         }
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) {
-        const float *scale = a->scale + (size_t)(t0 + t) * a->ld_scale + (size_t)(s * sub / ACT_BLOCK);
-        const float *fsum = a->fsum + (size_t)(t0 + t) * a->ld_sub + (size_t)s;
+        const float *scale = a->scale + (size_t)(t0 + t) * by.scale + (size_t)(s * sub / ACT_BLOCK) * by.dword;
+        const float *fsum = a->fsum + (size_t)(t0 + t) * by.sub + (size_t)s * by.dword;
+        __m512i sum = two ? _mm512_add_epi32(isum[t], odd[t]) : isum[t];
         __m512 product = _mm512_mul_ps(d, _mm512_set1_ps(*scale));
-        c->acc[t0 + t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[t]), product, c->acc[t0 + t]);
+        c->acc[t0 + t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), product, c->acc[t0 + t]);
         if (has_min) c->macc[t0 + t] = _mm512_fmadd_ps(m, _mm512_set1_ps(*fsum), c->macc[t0 + t]);
     }
 }
@@ -55,9 +67,10 @@ INLINE void multiply_tokens(struct sums *c, int t0, int s, const __m512i *w, __m
 INLINE void multiply_all(struct sums *c, int s, const __m512i *w, __m512 d, __m512 m, const int sub, const int zero,
                          const bool has_min)
 {
+    const struct steps by = {c->a->ld_q, c->a->ld_scale, c->a->ld_sub, 1};
     int t = 0;
-    for (; t + 4 <= c->n_tokens; t += 4) multiply_tokens(c, t, s, w, d, m, 4, sub, zero, has_min);
-    for (; t < c->n_tokens; t++) multiply_tokens(c, t, s, w, d, m, 1, sub, zero, has_min);
+    for (; t + 4 <= c->n_tokens; t += 4) multiply_tokens(c, t, s, w, d, m, 4, sub, zero, has_min, by);
+    for (; t < c->n_tokens; t++) multiply_tokens(c, t, s, w, d, m, 1, sub, zero, has_min, by);
 }
 
 INLINE void store_sums(__m512 *y, const struct sums *c, int n_tokens, const bool has_min)
@@ -66,45 +79,53 @@ INLINE void store_sums(__m512 *y, const struct sums *c, int n_tokens, const bool
 }
 
 /* *r, with what the compiler should know of it. */
-INLINE struct rows whole(const struct rows *r, const bool one)
+INLINE struct rows known(const struct rows *r, const bool runs)
 {
-    return (struct rows){.first = r->first, .stride = r->stride, .ahead = r->ahead, .piece = r->piece, .one = one};
+    return (struct rows){.half = {r->half[0], r->half[1]}, .stride = r->stride, .runs = runs, .ahead = r->ahead, .piece = r->piece};
 }
 
-#define DEFINE_T(name, block, sub, zero, has_min, T)                                                                    \
-    INLINE void multiply_##name##_##T(void *ctx, int s, const __m512i *w, __m512 d, __m512 m)                           \
-    {                                                                                                                   \
-        multiply_tokens(ctx, 0, s, w, d, m, T, sub, zero, has_min);                                                     \
-    }                                                                                                                   \
-    static void stream_##name##_##T(__m512 *y, const struct rows *r, int n_blocks, const struct act_rows *a, int n)     \
-    {                                                                                                                   \
-        struct sums c = {.a = a};                                                                                       \
-        (void)n;                                                                                                        \
-        for (int t = 0; t < T; t++) c.acc[t] = c.macc[t] = _mm512_setzero_ps();                                         \
-        struct rows rows = whole(r, T == 1 && block == 32);                                                             \
-        walk_##name(&rows, n_blocks, multiply_##name##_##T, &c);                                                        \
-        store_sums(y, &c, T, has_min);                                                                                  \
+#define DEFINE_WALK(name, has_min, T, runs_)                                                                               \
+    static void stream_##name##_##T##_##runs_(__m512 *y, const struct rows *r, int n_blocks, const struct act_rows *a, int n) \
+    {                                                                                                                      \
+        struct sums c = {.a = a};                                                                                          \
+        (void)n;                                                                                                           \
+        for (int t = 0; t < T; t++) c.acc[t] = c.macc[t] = _mm512_setzero_ps();                                            \
+        struct rows rows = known(r, runs_);                                                                                \
+        walk_##name(&rows, n_blocks, multiply_##name##_##T, &c);                                                           \
+        store_sums(y, &c, T, has_min);                                                                                     \
     }
-#define DEFINE(name, NAME, block, sub, zero, has_min)                                                                   \
-    DEFINE_T(name, block, sub, zero, has_min, 1)                                                                        \
-    DEFINE_T(name, block, sub, zero, has_min, 2)                                                                        \
-    DEFINE_T(name, block, sub, zero, has_min, 3)                                                                        \
-    DEFINE_T(name, block, sub, zero, has_min, 4)                                                                        \
-    INLINE void multiply_##name(void *ctx, int s, const __m512i *w, __m512 d, __m512 m)                                 \
-    {                                                                                                                   \
-        multiply_all(ctx, s, w, d, m, sub, zero, has_min);                                                              \
-    }                                                                                                                   \
-    static void stream_##name(__m512 *y, const struct rows *r, int n_blocks, const struct act_rows *a, int n)           \
-    {                                                                                                                   \
-        struct sums c = {.a = a, .n_tokens = n};                                                                        \
-        struct rows rows = whole(r, false);                                                                             \
-        walk_##name(&rows, n_blocks, multiply_##name, &c);                                                              \
-        store_sums(y, &c, n, has_min);                                                                                  \
+#define DEFINE_T(name, block, sub, zero, has_min, T)                                                                       \
+    INLINE void multiply_##name##_##T(void *ctx, int s, const __m512i *w, __m512 d, __m512 m)                              \
+    {                                                                                                                      \
+        multiply_tokens(ctx, 0, s, w, d, m, T, sub, zero, has_min, (struct steps){4, 1, 1, SIDE_STEP(T)});                 \
+    }                                                                                                                      \
+    DEFINE_WALK(name, has_min, T, 0)                                                                                       \
+    DEFINE_WALK(name, has_min, T, 1)
+#define DEFINE(name, NAME, block, sub, zero, has_min)                                                                      \
+    DEFINE_T(name, block, sub, zero, has_min, 1)                                                                           \
+    DEFINE_T(name, block, sub, zero, has_min, 2)                                                                           \
+    DEFINE_T(name, block, sub, zero, has_min, 3)                                                                           \
+    DEFINE_T(name, block, sub, zero, has_min, 4)                                                                           \
+    INLINE void multiply_##name(void *ctx, int s, const __m512i *w, __m512 d, __m512 m)                                    \
+    {                                                                                                                      \
+        multiply_all(ctx, s, w, d, m, sub, zero, has_min);                                                                 \
+    }                                                                                                                      \
+    static void stream_##name(__m512 *y, const struct rows *r, int n_blocks, const struct act_rows *a, int n)              \
+    {                                                                                                                      \
+        struct sums c = {.a = a, .n_tokens = n};                                                                           \
+        struct rows rows = known(r, false);                                                                                \
+        walk_##name(&rows, n_blocks, multiply_##name, &c);                                                                 \
+        store_sums(y, &c, n, has_min);                                                                                     \
     }
 FOR_EACH_FORMAT(DEFINE)
 
-#define LINE(name, NAME, block, sub, zero, has_min)                                                                     \
-    [TYPE_##NAME] = {stream_##name, stream_##name##_1, stream_##name##_2, stream_##name##_3, stream_##name##_4},
-static stream_fn *const by_type[TYPE_COUNT][5] = {FOR_EACH_FORMAT(LINE)};
+#define LINE(name, NAME, block, sub, zero, has_min) [TYPE_##NAME] = stream_##name,
+static stream_fn *const any_number[TYPE_COUNT] = {FOR_EACH_FORMAT(LINE)};
 
-stream_fn *avx512_stream(enum tensor_type t, int n_tokens) { return by_type[t][n_tokens <= 4 ? n_tokens : 0]; }
+#define LINE_SIDE(name, NAME, block, sub, zero, has_min)                                                                   \
+    [TYPE_##NAME] = {{stream_##name##_1_0, stream_##name##_2_0, stream_##name##_3_0, stream_##name##_4_0},                 \
+                     {stream_##name##_1_1, stream_##name##_2_1, stream_##name##_3_1, stream_##name##_4_1}},
+static stream_fn *const side[TYPE_COUNT][2][SIDE_TOKENS] = {FOR_EACH_FORMAT(LINE_SIDE)};
+
+stream_fn *avx512_stream(enum tensor_type t) { return any_number[t]; }
+stream_fn *avx512_stream_side(enum tensor_type t, int n_tokens, bool runs) { return side[t][runs][n_tokens - 1]; }

@@ -15,29 +15,34 @@
 #include "kernels.h"
 #include "rows.h"
 
-/* ---- few activation rows: stream.c ---- */
+/* ---- few activation rows: matmul_few.c, stream.c ---- */
 
 enum {
     STREAM_TOKENS = 16,         /* activation rows at most */
     STREAM_SUB_BLOCKS = 16384,  /* of all of them at most */
+    SIDE_TOKENS = 4,            /* up to so many rows have functions of their own, which want them side by side */
 };
+
+/* T activation rows side by side: dword i of row t is dword SIDE_STEP(T) * i + t. So one register reaches all of them. */
+#define SIDE_STEP(T) ((T) > 2 ? 4 : (T))
 
 /* Activation rows, with what the weights' format wants to know of each sub-block. */
 struct act_rows {
     const int8_t *q;
-    size_t ld_q;        /* from row to row */
-    const float *scale; /* of 32 columns each */
-    size_t ld_scale;
-    size_t ld_sub;
-    union {             /* [token][sub-block] */
-        float fsum[STREAM_SUB_BLOCKS];    /* scale * sum; formats with a minimum */
-        int32_t start[STREAM_SUB_BLOCKS]; /* -zero * sum, where the integer sums start; the others */
+    const float *scale;       /* of 32 columns each */
+    union {                   /* by sub-block */
+        const float *fsum;    /* scale * sum; formats with a minimum */
+        const int32_t *start; /* -zero * sum, where the integer sums start; the others */
     };
+    size_t ld_q, ld_scale, ld_sub; /* from row to row, where they are not side by side */
 };
 
 /* y[t] = the products of 16 rows of n_blocks blocks with activation row t < n_tokens. */
 typedef void stream_fn(__m512 *y, const struct rows *r, int n_blocks, const struct act_rows *a, int n_tokens);
-stream_fn *avx512_stream(enum tensor_type t, int n_tokens);
+/* For rows one after the other, STREAM_TOKENS at most. */
+stream_fn *avx512_stream(enum tensor_type t);
+/* For exactly n_tokens <= SIDE_TOKENS rows side by side; weights in runs (rows.h) or consecutive. */
+stream_fn *avx512_stream_side(enum tensor_type t, int n_tokens, bool runs);
 
 /* ---- many: unpack.c, multiply.c ---- */
 

@@ -226,11 +226,11 @@ static void many_tokens_and_long_rows_multiply_alike(void)
 static void check_long_rows(enum tensor_type type)
 {
     if (!quant_format(type)) return;
-    struct problem p = make_problem(type, DATA_RANDOM, 24576, 3);
+    struct problem p = make_problem(type, DATA_RANDOM, 32768, 4);
     static const int ranges[][2] = {{0, 7}, {0, 8}, {0, 32}, {0, 37}, {0, 40}, {16, 40}, {16, 39}, {32, 40}};
     for_each_table(k)
         for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
-            for (int n_tokens = 1; n_tokens <= 3; n_tokens++)
+            for (int n_tokens = 1; n_tokens <= 4; n_tokens++)
                 check_product(k, &p, MAX_ROWS, ranges[i][0], ranges[i][1], n_tokens, -1);
     free_problem(&p);
 }
