@@ -20,6 +20,7 @@
 #include "model.h"
 #include "platform.h"
 #include "pool.h"
+#include "product.h"
 
 enum { MAX_LIST = 16, MAX_REPEATS = 1000 };
 
@@ -112,15 +113,16 @@ static struct options parse_options(int argc, char **argv)
 
 enum {
     PEAK_ROUNDS = 1 << 16,
-    PEAK_TRIES = 8,
-    READ_CHUNK = 1 << 17,
-    READ_STREAMS = 4,  /* as many as get the most out of a core, with prefetches this far ahead or without */
-    READ_AHEAD = 2048,
+    PEAK_TRIES = 12,
+    READ_UNIT = 1 << 14,       /* bytes; threads take pieces of up to READ_UNITS of them */
+    READ_UNITS = LONG_BYTES / READ_UNIT,
+    READ_AHEAD = 512,
 };
 
 struct reading {
     const struct gguf *g;
-    bool prefetches;
+    size_t streams; /* that a piece is read in at once: which number gets the most out of a core depends on the processor, */
+    bool requests;  /* and so does whether asking for lines READ_AHEAD bytes ahead helps */
     _Atomic uint64_t sum; /* so that the loads happen */
 };
 
@@ -130,13 +132,14 @@ static void read_tensors(struct pool_thread *t, void *arg)
     uint64_t sum[8] = {0};
     for (size_t i = 0; i < gguf_n_tensors(r->g); i++) {
         const struct gguf_tensor *tensor = gguf_tensor_at(r->g, i);
-        int begin, end, n = (int)(tensor->bytes / READ_CHUNK);
-        while (pool_share(t, n, 1, &begin, &end)) {
-            const unsigned char *p = (const unsigned char *)tensor->data + (size_t)begin * READ_CHUNK;
-            for (size_t at = 0; at < READ_CHUNK / READ_STREAMS; at += 64)
-                for (size_t s = 0; s < READ_STREAMS; s++) {
-                    const unsigned char *line = p + s * (READ_CHUNK / READ_STREAMS) + at;
-                    if (r->prefetches) __builtin_prefetch(line + READ_AHEAD, 0, 2);
+        int begin, end, n = (int)(tensor->bytes / READ_UNIT);
+        while (pool_share_long(t, n, 1, READ_UNITS, &begin, &end)) {
+            const unsigned char *p = (const unsigned char *)tensor->data + (size_t)begin * READ_UNIT;
+            size_t stream = (size_t)(end - begin) * READ_UNIT / r->streams;
+            for (size_t at = 0; at < stream; at += 64)
+                for (size_t s = 0; s < r->streams; s++) {
+                    const unsigned char *line = p + s * stream + at;
+                    if (r->requests) __builtin_prefetch(line + READ_AHEAD, 0, 2);
                     uint64_t v[8];
                     memcpy(v, line, sizeof v);
                     for (int j = 0; j < 8; j++) sum[j] += v[j];
@@ -151,10 +154,10 @@ static void read_tensors(struct pool_thread *t, void *arg)
 static double read_bandwidth(struct pool *p, const struct gguf *g)
 {
     size_t bytes = 0;
-    for (size_t i = 0; i < gguf_n_tensors(g); i++) bytes += gguf_tensor_at(g, i)->bytes / READ_CHUNK * READ_CHUNK;
+    for (size_t i = 0; i < gguf_n_tensors(g); i++) bytes += gguf_tensor_at(g, i)->bytes / READ_UNIT * READ_UNIT;
     double best = 0;
     for (int i = 0; i < PEAK_TRIES; i++) {
-        struct reading r = {.g = g, .prefetches = i % 2 == 0};
+        struct reading r = {.g = g, .streams = (size_t)4 << i / 2 % 3, .requests = i % 2 == 0}; /* 4, 8 and 16 */
         uint64_t start = platform_now_us();
         pool_run(p, read_tensors, &r);
         double s = 1e-6 * (double)(platform_now_us() - start + 1);
