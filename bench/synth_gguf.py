@@ -10,7 +10,8 @@ comparison against another engine, never for quality.
     python synth_gguf.py qwen3-4b q4_k_m OUT.gguf     # 2.5 GB, about a minute
 
 Shapes: see SHAPES. Quantizations: q4_k_m (Q4_K with Q6_K where llama.cpp's
-recipe puts it), q8_0, q4_0, f16.
+recipe puts it), q8_0, q4_0, q4_1 (with a Q8_0 embedding, as in
+SmolLM2's published file), f16.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from gguf import GGUFWriter, TokenType
 
 # layers, hidden, heads, kv heads, head dim, feed forward, vocabulary, rope base, tied output
 SHAPES = {
+    "smollm2-135m": (30, 576, 9, 3, 64, 1536, 49152, 1e5, True),
     "qwen3-4b": (36, 2560, 32, 8, 128, 9728, 151936, 1e6, True),
     "qwen3-1.7b": (28, 2048, 16, 8, 128, 6144, 151936, 1e6, True),
     "qwen3-0.6b": (28, 1024, 16, 8, 128, 3072, 151936, 1e6, True),
@@ -64,7 +66,22 @@ def blocks_q4_0(n, std):
     return b
 
 
-BLOCKS = {Q.Q4_K: blocks_q4_k, Q.Q6_K: blocks_q6_k, Q.Q8_0: blocks_q8_0, Q.Q4_0: blocks_q4_0}
+def blocks_q4_1(n, std):
+    """[n/32, 20] bytes: w = d*q + m, q uniform in 0..15, centred."""
+    b = rng.integers(0, 256, (n // 32, 20), dtype=np.uint8)
+    d = np.float16(std / 4.61)
+    b[:, 0:2] = np.frombuffer(d.tobytes(), np.uint8)
+    b[:, 2:4] = np.frombuffer(np.float16(-7.5 * d).tobytes(), np.uint8)
+    return b
+
+
+BLOCKS = {
+    Q.Q4_K: blocks_q4_k,
+    Q.Q6_K: blocks_q6_k,
+    Q.Q8_0: blocks_q8_0,
+    Q.Q4_0: blocks_q4_0,
+    Q.Q4_1: blocks_q4_1,
+}
 
 
 def add(writer, name, rows, cols, qtype, std=0.02):
@@ -81,12 +98,14 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("shape", choices=SHAPES)
-    p.add_argument("quant", choices=["q4_k_m", "q8_0", "q4_0", "f16"])
+    p.add_argument("quant", choices=["q4_k_m", "q8_0", "q4_0", "q4_1", "f16"])
     p.add_argument("out")
     a = p.parse_args()
     layers, hidden, heads, kv, hd, ff, vocab, base, tied = SHAPES[a.shape]
 
-    w = GGUFWriter(a.out, "qwen3", use_temp_file=False)
+    llama = a.shape.startswith("smollm")
+
+    w = GGUFWriter(a.out, "llama" if llama else "qwen3", use_temp_file=False)
     w.add_name(f"synthetic {a.shape} {a.quant}")
     w.add_block_count(layers)
     w.add_context_length(40960)
@@ -97,12 +116,14 @@ def main():
     w.add_key_length(hd)
     w.add_value_length(hd)
     w.add_rope_freq_base(base)
-    w.add_layer_norm_rms_eps(1e-6)
+    w.add_layer_norm_rms_eps(1e-5 if llama else 1e-6)
+    if llama:
+        w.add_rope_dimension_count(hd)
     w.add_vocab_size(vocab)
     # a byte-level vocabulary: 256 bytes, then filler
     byte = [chr(c) if 33 <= c <= 126 else chr(256 + c) for c in range(256)]
     w.add_tokenizer_model("gpt2")
-    w.add_tokenizer_pre("qwen2")
+    w.add_tokenizer_pre("smollm" if llama else "qwen2")
     w.add_token_list(byte + [f"<filler{i}>" for i in range(256, vocab)])
     w.add_token_types([TokenType.NORMAL] * vocab)
     w.add_token_merges(["a b"])
@@ -110,23 +131,25 @@ def main():
     w.add_bos_token_id(vocab - 1)
     w.add_add_bos_token(False)
 
-    main_q = {"q4_k_m": Q.Q4_K, "q8_0": Q.Q8_0, "q4_0": Q.Q4_0, "f16": Q.F16}[a.quant]
+    main_q = Q.Q4_K if a.quant == "q4_k_m" else Q[a.quant.upper()]
     big_q = Q.Q6_K if a.quant == "q4_k_m" else main_q
+    embedding_q = Q.Q8_0 if a.quant == "q4_1" else big_q
 
     def down_q(i):  # the layers that llama.cpp's Q4_K_M keeps at six bits
         more = i < layers // 8 or i >= 7 * layers // 8 or (i - layers // 8) % 3 == 2
         return big_q if more else main_q
 
-    add(w, "token_embd.weight", vocab, hidden, big_q)
+    add(w, "token_embd.weight", vocab, hidden, embedding_q)
     if not tied:
-        add(w, "output.weight", vocab, hidden, big_q)
+        add(w, "output.weight", vocab, hidden, embedding_q)
     w.add_tensor("output_norm.weight", np.ones(hidden, np.float32))
     for i in range(layers):
         b = f"blk.{i}."
         w.add_tensor(b + "attn_norm.weight", np.ones(hidden, np.float32))
         w.add_tensor(b + "ffn_norm.weight", np.ones(hidden, np.float32))
-        w.add_tensor(b + "attn_q_norm.weight", np.ones(hd, np.float32))
-        w.add_tensor(b + "attn_k_norm.weight", np.ones(hd, np.float32))
+        if not llama:
+            w.add_tensor(b + "attn_q_norm.weight", np.ones(hd, np.float32))
+            w.add_tensor(b + "attn_k_norm.weight", np.ones(hd, np.float32))
         add(w, b + "attn_q.weight", heads * hd, hidden, main_q)
         add(w, b + "attn_k.weight", kv * hd, hidden, main_q)
         add(w, b + "attn_v.weight", kv * hd, hidden, down_q(i))
