@@ -101,6 +101,8 @@ def main():
     p.add_argument("quant", choices=["q4_k_m", "q8_0", "q4_0", "q4_1", "f16"])
     p.add_argument("out")
     a = p.parse_args()
+    if a.quant == "q4_k_m" and SHAPES[a.shape][1] % 256:
+        p.error(f"q4_k_m has blocks of 256 columns, {a.shape} has {SHAPES[a.shape][1]}")
     layers, hidden, heads, kv, hd, ff, vocab, base, tied = SHAPES[a.shape]
 
     llama = a.shape.startswith("smollm")

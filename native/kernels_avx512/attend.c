@@ -43,7 +43,7 @@ struct queries {
     float *m[QUERIES], *l[QUERIES], *acc[QUERIES];
 };
 
-/* Twice, for the reason given in rows.h. */
+/* Each line twice, 1 KB apart: the second pass over a page of memory keeps the L2 streamer ahead of the first. */
 INLINE void prefetch_line(const uint16_t *p)
 {
     _mm_prefetch((const char *)p, _MM_HINT_T1);

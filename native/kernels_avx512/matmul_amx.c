@@ -190,7 +190,7 @@ void avx512_matmul_amx(const struct weight *w, int row0, int row1, const struct 
         for (int r = row0; r < row1; r += most_tiles * ROW_TILE) {
             int r0[BLOCK_TILES], n_tiles = 0;
             for (int i = r; i < row1 && n_tiles < most_tiles; i += ROW_TILE)
-                r0[n_tiles++] = i + ROW_TILE <= row1 ? i : row1 - ROW_TILE;
+                r0[n_tiles++] = i + ROW_TILE <= w->n_out ? i : w->n_out - ROW_TILE;
             multiply_tiles(w, r0, n_tiles, a, t0, n_tokens, s);
             store_tiles(y + (size_t)t0 * ld_y, ld_y, r, r0, row1, n_tiles, n_tokens, f->has_min, s);
         }

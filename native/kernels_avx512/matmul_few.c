@@ -112,7 +112,7 @@ void avx512_matmul_few(const struct weight *w, int row0, int row1, const struct 
     if (rows) multiply_runs(w, row0, rows, &acts, n_tokens, y, ld_y);
     stream_fn *multiply = side ? avx512_stream_side(w->type, n_tokens, false) : avx512_stream(w->type);
     for (int r = row0 + ROW_TILE * rows; r < row1; r += ROW_TILE) {
-        int r0 = r + ROW_TILE <= row1 ? r : row1 - ROW_TILE;
+        int r0 = r + ROW_TILE <= w->n_out ? r : w->n_out - ROW_TILE;
         struct rows sixteen = tile_rows(w, r0, 0, 1, f);
         __m512 v[STREAM_TOKENS];
         multiply(v, &sixteen, w->n_in / f->block, &acts, n_tokens);

@@ -8,8 +8,8 @@
  * slab, so that each weight is unpacked once for as many tokens; what is prepared of the
  * activations' sums is shared by BLOCK_TILES tiles.
  *
- * Rows that are not a whole tile: the last tile takes the 16 rows that end there, and stores
- * the new ones only. Matrices of fewer than 16 rows go to the scalar table.
+ * Rows that are not a whole tile: where the matrix ends, the tile takes its last 16 rows; stored are
+ * those that were asked for and not before. Matrices of fewer than 16 rows go to the scalar table.
  *
  * Scratch is the caller's, one thread's own; pure otherwise, any thread. */
 #include "avx512.h"
@@ -84,7 +84,7 @@ void avx512_matmul_quantized(const struct weight *w, int row0, int row1, const s
         for (int r = row0; r < row1; r += BLOCK_TILES * ROW_TILE) {
             int r0[BLOCK_TILES], n_tiles = 0;
             for (int i = r; i < row1 && n_tiles < BLOCK_TILES; i += ROW_TILE)
-                r0[n_tiles++] = i + ROW_TILE <= row1 ? i : row1 - ROW_TILE;
+                r0[n_tiles++] = i + ROW_TILE <= w->n_out ? i : w->n_out - ROW_TILE;
             multiply_tiles(w, r0, n_tiles, a, t0, n_tokens, s);
             for (int t = 0; t < n_tokens; t++)
                 for (int i = 0; i < n_tiles; i++) {

@@ -14,8 +14,8 @@
  * at once: requests that have to wait for memory are limited by the core's few line buffers, but the L2 streamer, which works
  * page by page, stays ahead of them in as many pages.
  *
- * Rows that are far apart, each the next of a run of rows, leave more to the streamer: of each row the line RUN_LEAD bytes ahead
- * is requested, and of short blocks none. */
+ * Rows that are far apart, each the next of a run of rows, leave more to the streamer: for each 64 bytes of a block one line
+ * RUN_LEAD bytes ahead is requested of each row, which are most of its lines, and none where blocks of 32 columns are read one by one. */
 enum { PREFETCH_STREAMS = 4, RUN_LEAD = 512 };
 
 struct rows {

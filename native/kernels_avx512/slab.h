@@ -1,4 +1,4 @@
-/* What the matrix products with VPDPBUSD (matmul_quantized.c) and with AMX (matmul_amx.c) share: what they need to
+/* What the matrix products with VPDPBUSD (matmul_quantized.c, matmul_few.c) and with AMX (matmul_amx.c) share: what they need to
  * know of a format, of the activations' sums, and where a tile's rows are. Pure functions, any thread. */
 #ifndef INFER_AVX512_SLAB_H
 #define INFER_AVX512_SLAB_H

@@ -6,7 +6,7 @@
  * the float work of a sub-block (conversion, scale, fma) is 16 rows at a time and
  * each output is one lane's chain of fma, in the order that kernels.h prescribes.
  *
- * Everything here lies in the caller's scratch, one thread's own. */
+ * All of it is one thread's own, in the caller's scratch or on its stack. */
 #ifndef INFER_AVX512_TILE_H
 #define INFER_AVX512_TILE_H
 

@@ -23,11 +23,15 @@ INLINE void store_sub_block(struct tile *out, int s, const __m512i *w, __m512 d,
     }                                                                                         \
     static void unpack_##name(struct tile *out, const struct rows *r, int n_blocks)           \
     {                                                                                         \
-        walk_##name(r, n_blocks, store_##name, out);                                          \
+        struct rows rows = *r;                                                                \
+        rows.runs = false; /* for the compiler */                                             \
+        walk_##name(&rows, n_blocks, store_##name, out);                                      \
     }                                                                                         \
     static void unpack_signed_##name(struct tile *out, const struct rows *r, int n_blocks)    \
     {                                                                                         \
-        walk_##name(r, n_blocks, store_signed_##name, out);                                   \
+        struct rows rows = *r;                                                                \
+        rows.runs = false;                                                                    \
+        walk_##name(&rows, n_blocks, store_signed_##name, out);                               \
     }
 FOR_EACH_FORMAT(DEFINE)
 

@@ -113,7 +113,7 @@ static struct options parse_options(int argc, char **argv)
 
 enum {
     PEAK_ROUNDS = 1 << 16,
-    PEAK_TRIES = 12,
+    PEAK_TRIES = 12,           /* of reading: each way twice */
     READ_UNIT = 1 << 14,       /* bytes; threads take pieces of up to READ_UNITS of them */
     READ_UNITS = LONG_BYTES / READ_UNIT,
     READ_AHEAD = 512,

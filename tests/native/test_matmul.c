@@ -235,7 +235,24 @@ static void check_long_rows(enum tensor_type type)
     free_problem(&p);
 }
 
-static void long_rows_multiply_alike(void) { each_type(check_long_rows); }
+/* Several such rows in each of the pieces that kernels read in turns; and few rows, where the mapping begins. */
+static void check_longer_pieces(enum tensor_type type)
+{
+    if (!quant_format(type)) return;
+    struct problem p = make_problem(type, DATA_RANDOM, 8192, 4);
+    for_each_table(k)
+        for (int n_tokens = 1; n_tokens <= 4; n_tokens++) {
+            check_product(k, &p, MAX_ROWS, 0, MAX_ROWS, n_tokens, -1);
+            check_product(k, &p, MAX_ROWS, 0, 7, n_tokens, 0);
+        }
+    free_problem(&p);
+}
+
+static void long_rows_multiply_alike(void)
+{
+    each_type(check_long_rows);
+    each_type(check_longer_pieces);
+}
 
 static void check_ranges(enum tensor_type type)
 {
