@@ -12,6 +12,7 @@
 
 enum {
     TOKENS = 4,            /* activation rows that the inner loop takes */
+    CLAIMED = 8,           /* how many activation rows ahead the lines of results are fetched */
     PACK_TOKENS = 512,     /* most activation rows between two packings of the same weights */
     CORRECTIONS = AVX2_MATMUL_MAX / ACT_SUM_BLOCK, /* most of these rows' corrections: long rows are fewer rows */
 };
@@ -60,6 +61,15 @@ INLINE void multiply(const struct avx2_packed *packed, float (*acc)[ROW_TILE], c
                 _mm256_store_ps(acc[i] + 8, a1);
             }
         }
+    }
+}
+
+/* Rows of sums start at zero. Inlined: a call of memset here costs 6 % of the product. */
+INLINE void clear(float (*sum)[ROW_TILE], int n_t)
+{
+    for (int i = 0; i < n_t; i++) {
+        _mm256_store_ps(sum[i], _mm256_setzero_ps());
+        _mm256_store_ps(sum[i] + 8, _mm256_setzero_ps());
     }
 }
 
@@ -162,39 +172,62 @@ static void correct(struct matmul_scratch *s, const struct avx2_format *f, const
     }
 }
 
-/* The slab of n elements at k, packed already, times activation rows t0 .. t0+n_t-1. */
-static void multiply_slab(struct matmul_scratch *s, const struct avx2_format *f, const struct shape *shape,
-                          const struct act *a, int t0, int n_t, int k, int n, struct ahead *ahead)
+/* Sixteen rows of a matrix. */
+struct tile {
+    const struct avx2_format *format;
+    const struct shape *shape;
+    int row0, row1; /* those that are wanted, fewer where the matrix or the range ends */
+    int first[2];   /* which row lane 8*h is */
+};
+
+/* y, n_t rows ld_y apart, = the sums of a tile. */
+INLINE void store_tile(float *y, size_t ld_y, float (*acc)[ROW_TILE], float (*macc)[ROW_TILE], int n_t, const struct tile *tile)
 {
+    int r = tile->row0;
+    bool whole = tile->first[1] == r + 8 && r + ROW_TILE <= tile->row1, has_min = tile->format->has_min;
+    for (int t = 0; t < n_t; t++, y += ld_y) {
+        float lane[ROW_TILE];
+        for (int h = 0; h < 2; h++) {
+            __m256 v = _mm256_load_ps(acc[t] + 8 * h);
+            if (has_min) v = _mm256_sub_ps(v, _mm256_load_ps(macc[t] + 8 * h));
+            _mm256_storeu_ps(whole ? y + r + 8 * h : lane + 8 * h, v);
+        }
+        for (int i = r; !whole && i < r + ROW_TILE && i < tile->row1; i++) {
+            int half = (i - r) / 8;
+            y[i] = lane[8 * half + i - tile->first[half]];
+        }
+    }
+}
+
+/* Fetches the lines of rows t0 .. t1-1 of results, to be written some time later. Stores that wait for their lines hold up all
+ * that follow, those of the sums included. */
+INLINE void claim(float *y, size_t ld_y, int t0, int t1)
+{
+    for (int t = t0; t < t1; t++) __asm__ volatile("prefetchw %0" : : "m"(y[(size_t)t * ld_y]));
+}
+
+/* The slab of n elements at k, packed already, times activation rows t0 .. t0+n_t-1. After the last slab of a row the sums go
+ * to y; those of rows that are one slab long never leave the same few cache lines. */
+static void multiply_slab(struct matmul_scratch *s, const struct tile *tile, const struct act *a, int t0, int n_t, int k, int n,
+                          struct ahead *ahead, float *y, size_t ld_y)
+{
+    const struct avx2_format *f = tile->format;
     /* Spread over all blocks of all rows of activations. */
     int n_steps = (n_t + TOKENS - 1) / TOKENS * (n / ACT_BLOCK);
     int lines = (int)((ahead->end - ahead->p) / 64 / n_steps + 1);
     size_t subs = (size_t)(a->n / f->sub), at = (size_t)(k / f->sub);
     const float *fsum = f->sub == 32 ? s->fsum : a->fsum + (size_t)t0 * subs;
-    for (int i = 0; i < n_t; i += TOKENS) {
-        int count = n_t - i < TOKENS ? n_t - i : TOKENS;
+    bool is_first = k == 0, is_last = k + n == a->n;
+    for (int i = 0; i < n_t; i += TOKENS, y += TOKENS * ld_y) {
+        int count = n_t - i < TOKENS ? n_t - i : TOKENS, row = is_first && is_last ? 0 : i;
         size_t first = (size_t)i * subs + at;
-        shape->multiply[count](&s->packed, s->acc + i, a, t0 + i, (size_t)k, n, s->offset + first, ahead, lines);
-        if (f->has_min) multiply_mins[count](&s->packed, s->macc + i, fsum + first, subs, n / f->sub);
-    }
-}
-
-/* y, n_t rows ld_y apart, = the sums of a tile: its rows r and up, below row1. first[h]: which row lane 8*h is. */
-static void store_tile(float *y, size_t ld_y, const struct matmul_scratch *s, int n_t, const int first[2], int r,
-                       int row1, bool has_min)
-{
-    bool whole = first[1] == r + 8 && r + ROW_TILE <= row1;
-    for (int t = 0; t < n_t; t++, y += ld_y) {
-        float lane[ROW_TILE];
-        for (int h = 0; h < 2; h++) {
-            __m256 v = _mm256_load_ps(s->acc[t] + 8 * h);
-            if (has_min) v = _mm256_sub_ps(v, _mm256_load_ps(s->macc[t] + 8 * h));
-            _mm256_storeu_ps(whole ? y + r + 8 * h : lane + 8 * h, v);
-        }
-        for (int i = r; !whole && i < r + ROW_TILE && i < row1; i++) {
-            int half = (i - r) / 8;
-            y[i] = lane[8 * half + i - first[half]];
-        }
+        float (*acc)[ROW_TILE] = s->acc + row, (*macc)[ROW_TILE] = s->macc + row;
+        if (is_last) claim(y + tile->row0, ld_y, CLAIMED, n_t - i < CLAIMED + TOKENS ? n_t - i : CLAIMED + TOKENS);
+        if (is_first) clear(acc, count);
+        if (is_first && f->has_min) clear(macc, count);
+        tile->shape->multiply[count](&s->packed, acc, a, t0 + i, (size_t)k, n, s->offset + first, ahead, lines);
+        if (f->has_min) multiply_mins[count](&s->packed, macc, fsum + first, subs, n / f->sub);
+        if (is_last) store_tile(y, ld_y, acc, macc, count, tile);
     }
 }
 
@@ -203,26 +236,23 @@ static void multiply_tile_of(struct matmul_scratch *s, const struct weight *w, i
                              int n_t, float *y, size_t ld_y)
 {
     const struct avx2_format *f = &avx2_formats[w->type];
-    const struct shape *shape = shape_of(f);
-    /* Where the matrix ends within the tile, a half starts earlier, at the last eight rows. */
-    int first[2] = {r, r + 8};
+    struct tile tile = {.format = f, .shape = shape_of(f), .row0 = r, .row1 = row1, .first = {r, r + 8}};
     const uint8_t *p[2];
     for (int h = 0; h < 2; h++) {
-        if (first[h] > w->n_out - 8) first[h] = w->n_out - 8;
-        p[h] = (const uint8_t *)w->data + (size_t)first[h] * w->row_bytes;
+        /* Where the matrix ends within the tile, a half starts earlier, at the last eight rows. */
+        if (tile.first[h] > w->n_out - 8) tile.first[h] = w->n_out - 8;
+        p[h] = (const uint8_t *)w->data + (size_t)tile.first[h] * w->row_bytes;
     }
     int n_halves = row1 - r > 8 ? 2 : 1;
     const uint8_t *next_tile = p[0] + ROW_TILE * w->row_bytes; /* one contiguous piece */
-    memset(s->acc, 0, (size_t)n_t * sizeof *s->acc);
-    if (f->has_min) memset(s->macc, 0, (size_t)n_t * sizeof *s->macc);
     for (int k = 0; k < a->n; k += AVX2_SLAB) {
         int n = a->n - k < AVX2_SLAB ? a->n - k : AVX2_SLAB, n_blocks = n / f->block;
         size_t at = (size_t)(k / f->block) * f->block_bytes;
         for (int h = 0; h < n_halves; h++) f->pack(&s->packed, h, p[h] + at, w->row_bytes, n_blocks);
+        if (k + n == a->n) claim(y + (size_t)t0 * ld_y + r, ld_y, 0, n_t < CLAIMED ? n_t : CLAIMED);
         struct ahead ahead = {next_tile + ROW_TILE * at, next_tile + ROW_TILE * (at + (size_t)n_blocks * f->block_bytes)};
-        multiply_slab(s, f, shape, a, t0, n_t, k, n, &ahead);
+        multiply_slab(s, &tile, a, t0, n_t, k, n, &ahead, y + (size_t)t0 * ld_y, ld_y);
     }
-    store_tile(y + (size_t)t0 * ld_y, ld_y, s, n_t, first, r, row1, f->has_min);
 }
 
 static void matmul(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
