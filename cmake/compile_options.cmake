@@ -23,10 +23,13 @@ endif()
 # infer_kernel_library(avx2 FILES a.c b.c FLAGS -mavx2 ...)
 # One instruction set: FILES are compiled with FLAGS; the file <name>_table.c, which
 # asks the CPU whether the table may be used, is compiled for the baseline.
+#
+# Debug builds get -Og: without optimization some intrinsics do not compile.
 function(infer_kernel_library name)
   cmake_parse_arguments(ARG "" "" "FILES;FLAGS" ${ARGN})
   add_library(infer_kernels_${name} OBJECT ${ARG_FILES} ${name}_table.c)
   set_source_files_properties(${ARG_FILES} PROPERTIES COMPILE_OPTIONS "${ARG_FLAGS}")
+  target_compile_options(infer_kernels_${name} PRIVATE $<$<CONFIG:Debug>:-Og>)
   target_include_directories(infer_kernels_${name} PRIVATE ${PROJECT_SOURCE_DIR}/native/core)
   target_link_libraries(infer_kernels_${name} PRIVATE infer_options)
 endfunction()

@@ -20,6 +20,8 @@ enum {
     CPU_AVX512VBMI = 1 << 9,
     CPU_AVX512VBMI2 = 1 << 10,
     CPU_AVX512VNNI = 1 << 11,
+    CPU_AMX_TILE = 1 << 12,
+    CPU_AMX_INT8 = 1 << 13,
 };
 
 /* The bits of those that the processor has and whose registers the system saves. Any thread. */

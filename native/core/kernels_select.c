@@ -15,13 +15,15 @@ struct entry {
 
 static const struct kernels *get_scalar(void) { return &kernels_scalar; }
 
-static const struct entry entries[] = { /* best first */
 #ifdef INFER_KERNELS_AVX512
-    {"amx", kernels_amx},
-    {"avx512", kernels_avx512},
+#define AVX512_ENTRIES {"amx", kernels_amx}, {"avx512", kernels_avx512},
 #else
-    {"amx", NULL},
-    {"avx512", NULL},
+#define AVX512_ENTRIES {"amx", NULL}, {"avx512", NULL},
+#endif
+
+static const struct entry entries[] = { /* best first */
+#ifndef INFER_EMULATE
+    AVX512_ENTRIES
 #endif
 #ifdef INFER_KERNELS_AVX2
     {"avxvnni", kernels_avxvnni},
@@ -40,6 +42,9 @@ static const struct entry entries[] = { /* best first */
     {"neon", NULL},
 #endif
     {"scalar", get_scalar},
+#ifdef INFER_EMULATE
+    AVX512_ENTRIES /* for tests, and slower than all others */
+#endif
 };
 
 enum { N_ENTRIES = sizeof entries / sizeof *entries };

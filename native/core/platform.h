@@ -60,6 +60,7 @@ struct platform_arm64 platform_arm64_features(void);
 struct platform_x86 {
     bool ymm; /* of AVX */
     bool zmm; /* of AVX-512, with the mask registers */
+    bool tmm; /* of AMX: 8 KB for each thread that uses them, which Linux gives to a process that asks, as this does */
 };
 struct platform_x86 platform_x86_registers(void);
 

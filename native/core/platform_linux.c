@@ -228,7 +228,7 @@ struct platform_arm64 platform_arm64_features(void)
 
 struct platform_x86 platform_x86_registers(void)
 {
-    struct platform_x86 saved = {false, false};
+    struct platform_x86 saved = {false, false, false};
 #ifdef __x86_64__
     unsigned eax, ebx, ecx, edx;
     uint32_t low = 0, high; /* of XCR0, which says what XSAVE saves */
@@ -236,6 +236,8 @@ struct platform_x86 platform_x86_registers(void)
         __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     saved.ymm = (low & 0x06) == 0x06; /* SSE and AVX */
     saved.zmm = (low & 0xE6) == 0xE6; /* and the three parts of AVX-512 */
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 }; /* arch_prctl(2) */
+    saved.tmm = (low & 0x60000) == 0x60000 && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 #endif
     return saved;
 }

@@ -21,8 +21,8 @@ INLINE __m512i load_four(const int8_t *q)
 }
 
 /* R, T and sub are constants after inlining: the arrays become registers. */
-INLINE void multiply(__m512 *acc_out, const struct tile *w, const struct act_slab *a, int n_sub, const int R, const int T,
-                     const int sub)
+INLINE void multiply(__m512 *acc_out, const struct tile *w, const struct act_slab *a, int n_sub, const char *far, size_t far_step,
+                     const int R, const int T, const int sub)
 {
     __m512 acc[2][GROUP_TOKENS];
 #pragma GCC unroll 2
@@ -38,6 +38,8 @@ INLINE void multiply(__m512 *acc_out, const struct tile *w, const struct act_sla
 #pragma GCC unroll 6
         for (int t = 0; t < T; t++) /* the next group's */
             _mm_prefetch((const char *)(q + (size_t)(t + GROUP_TOKENS) * ld_q), _MM_HINT_T0);
+#pragma GCC unroll 2
+        for (int i = 0; i < FAR_PREFETCHES; i++, far += far_step) _mm_prefetch(far, _MM_HINT_T1);
 #pragma GCC unroll 8
         for (int k = 0; k < sub / 4; k++) {
             __m512i weights[2];
@@ -89,9 +91,9 @@ INLINE void minima(__m512 *macc_out, const struct tile *w, const struct act_slab
 #define FOR_EACH_T(X, R) X(R, 1) X(R, 2) X(R, 3) X(R, 4) X(R, 5) X(R, 6)
 #define PARAMETERS __m512 *acc, const struct tile *w, const struct act_slab *a, int n_sub
 
-#define DEFINE(R, T)                                                                                          \
-    static void multiply32_##R##_##T(PARAMETERS) { multiply(acc, w, a, n_sub, R, T, 32); }            \
-    static void multiply16_##R##_##T(PARAMETERS) { multiply(acc, w, a, n_sub, R, T, 16); }            \
+#define DEFINE(R, T)                                                                                                          \
+    static void multiply32_##R##_##T(PARAMETERS, const char *far, size_t step) { multiply(acc, w, a, n_sub, far, step, R, T, 32); } \
+    static void multiply16_##R##_##T(PARAMETERS, const char *far, size_t step) { multiply(acc, w, a, n_sub, far, step, R, T, 16); } \
     static void minima_##R##_##T(PARAMETERS) { minima(acc, w, a, n_sub, R, T); }
 FOR_EACH_T(DEFINE, 1)
 FOR_EACH_T(DEFINE, 2)
@@ -101,4 +103,4 @@ FOR_EACH_T(DEFINE, 2)
 #define MINIMA(R, T) [R - 1][T] = minima_##R##_##T,
 multiply_fn *const avx512_multiply32[2][GROUP_TOKENS + 1] = {FOR_EACH_T(MULTIPLY32, 1) FOR_EACH_T(MULTIPLY32, 2)};
 multiply_fn *const avx512_multiply16[2][GROUP_TOKENS + 1] = {FOR_EACH_T(MULTIPLY16, 1) FOR_EACH_T(MULTIPLY16, 2)};
-multiply_fn *const avx512_minima[2][GROUP_TOKENS + 1] = {FOR_EACH_T(MINIMA, 1) FOR_EACH_T(MINIMA, 2)};
+minima_fn *const avx512_minima[2][GROUP_TOKENS + 1] = {FOR_EACH_T(MINIMA, 1) FOR_EACH_T(MINIMA, 2)};

@@ -21,9 +21,9 @@
 enum { C0, C1, C2, C3, A0, A1, B0, B1, TILES };
 
 enum {
-    FAR_PREFETCHES = 2, /* of each piece of amx_ahead, with a sub-block */
-    NEAR_ROWS = 4,      /* that are fetched with two pairs of sub-blocks, */
-    NEAR_LINES = 5,     /* at least so many lines of each: 512 columns in 4 bits */
+    FAR_OF_PIECE = 2, /* requests of each piece of amx_ahead, with a sub-block */
+    NEAR_ROWS = 4,    /* that are fetched with two pairs of sub-blocks, */
+    NEAR_LINES = 5,   /* at least so many lines of each: 512 columns in 4 bits */
 };
 
 void avx512_amx_begin(int sub)
@@ -59,11 +59,16 @@ struct progress {
 };
 
 /* As the intrinsics, but with a displacement, which saves registers; so does that all rows are 64 bytes apart. */
+#ifdef INFER_TILE_LOAD /* emulated: tests/emulation */
+#define LOAD INFER_TILE_LOAD
+#define STORE INFER_TILE_STORE
+#else
 #define LOAD(tile, base, at) \
     __asm__ volatile("tileloadd %c[d](%[p],%[s],1), %%tmm" #tile ::[d] "i"(at), [p] "r"(base), [s] "r"((ptrdiff_t)64))
 #define STORE(tile, base, at)                                                                                              \
     __asm__ volatile("tilestored %%tmm" #tile ", %c[d](%[p],%[s],1)" ::[d] "i"(at), [p] "r"(base), [s] "r"((ptrdiff_t)64) \
                      : "memory")
+#endif
 
 /* Tile registers c = a * b: a sub-block of the tokens times the same of the rows, the second of the pair if `second`. */
 #define PRODUCT(c, a_tile, b_tile, second)                              \
@@ -117,7 +122,7 @@ INLINE void take_sub_block(struct progress *p, const __m512i *sum, const float *
 {
 #pragma GCC unroll 16
     for (int t = 0; t < AMX_TOKENS; t++) {
-        if (t % (AMX_TOKENS / FAR_PREFETCHES) == 0) {
+        if (t % (AMX_TOKENS / FAR_OF_PIECE) == 0) {
             _mm_prefetch(p->far, _MM_HINT_T1);
             _mm_prefetch(p->far + p->piece, _MM_HINT_T1);
             p->far += p->step;
@@ -168,7 +173,7 @@ INLINE void products(struct amx_sums *c, const struct tile *w, const struct amx_
     bool odd_end = n_sub % 2;
     struct progress p = {.q = a->q[0][0], .w = w->w, .left = n_pairs, .scale = a->scale[0], .d = w->d,
                          .taking_left = n_pairs, .sums = c, .first = first, .far = ahead->far, .piece = ahead->piece,
-                         .step = ahead->bytes / (size_t)(2 * n * FAR_PREFETCHES) + 1};
+                         .step = ahead->bytes / (size_t)(2 * n * FAR_OF_PIECE) + 1};
     struct amx_ahead near = *ahead;
     for (int i = 0; i < n + 2; i += 2) {
         if (i >= n - 2 * ROW_TILE / NEAR_ROWS) fetch_near(&near);

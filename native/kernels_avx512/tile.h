@@ -18,7 +18,7 @@
 /* ---- few activation rows: matmul_few.c, stream.c ---- */
 
 enum {
-    STREAM_TOKENS = 16,         /* activation rows at most */
+    STREAM_TOKENS = 8,          /* activation rows at most */
     STREAM_SUB_BLOCKS = 16384,  /* of all of them at most */
     SIDE_TOKENS = 4,            /* up to so many rows have functions of their own, which want them side by side */
 };
@@ -74,12 +74,16 @@ struct act_slab {
     const int32_t (*start)[SLAB / 16]; /* [token][sub-block]: -zero * sum; the integer sums start here */
 };
 
-/* Adds n_sub sub-blocks' products to acc, [tile][token], BLOCK_TOKENS vectors from tile to tile. */
-typedef void multiply_fn(__m512 *acc, const struct tile *w, const struct act_slab *a, int n_sub);
+/* Adds n_sub sub-blocks' products to acc, [tile][token], BLOCK_TOKENS vectors from tile to tile. Meanwhile asks for memory from
+ * `far` on, a line every far_step bytes, FAR_PREFETCHES with a sub-block. */
+enum { FAR_PREFETCHES = 2 };
+typedef void multiply_fn(__m512 *acc, const struct tile *w, const struct act_slab *a, int n_sub, const char *far, size_t far_step);
 
 /* By the number of tiles - 1 (1 or 2) and of tokens (1..GROUP_TOKENS). */
 extern multiply_fn *const avx512_multiply32[2][GROUP_TOKENS + 1], *const avx512_multiply16[2][GROUP_TOKENS + 1];
-/* The same for the minima. */
-extern multiply_fn *const avx512_minima[2][GROUP_TOKENS + 1];
+
+/* The same for the minima, which ask for nothing. */
+typedef void minima_fn(__m512 *macc, const struct tile *w, const struct act_slab *a, int n_sub);
+extern minima_fn *const avx512_minima[2][GROUP_TOKENS + 1];
 
 #endif

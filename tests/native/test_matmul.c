@@ -66,11 +66,11 @@ static void fill_block(enum tensor_type type, uint8_t *block, size_t bytes, enum
 struct problem {
     enum tensor_type type;
     enum data data;
-    int n_in, n_tokens;
+    int n_in, n_tokens, n_rows;
     size_t row_bytes;
-    uint8_t *weights;   /* [MAX_ROWS rows] */
+    uint8_t *weights;   /* [n_rows rows] */
     struct act act;
-    float *expected;    /* [n_tokens, MAX_ROWS], by the scalar table */
+    float *expected;    /* [n_tokens, n_rows], by the scalar table */
 };
 
 static void fill_activation(float *x, int n, int token, enum data data)
@@ -102,22 +102,27 @@ static struct act make_act(int n_tokens, int n)
     };
 }
 
-static struct problem make_problem(enum tensor_type type, enum data data, int n_in, int n_tokens)
+static struct problem make_tall_problem(enum tensor_type type, enum data data, int n_in, int n_tokens, int n_rows)
 {
-    struct problem p = {.type = type, .data = data, .n_in = n_in, .n_tokens = n_tokens};
+    struct problem p = {.type = type, .data = data, .n_in = n_in, .n_tokens = n_tokens, .n_rows = n_rows};
     p.row_bytes = tensor_row_bytes(type, n_in);
-    p.weights = checked_calloc(MAX_ROWS, p.row_bytes);
+    p.weights = checked_calloc((size_t)n_rows, p.row_bytes);
     size_t block = (size_t)tensor_type_info(type)->block_bytes;
-    for (size_t i = 0; i < MAX_ROWS * p.row_bytes; i += block) fill_block(type, p.weights + i, block, data);
+    for (size_t i = 0; i < (size_t)n_rows * p.row_bytes; i += block) fill_block(type, p.weights + i, block, data);
     p.act = make_act(n_tokens, n_in);
     for (int t = 0; t < n_tokens; t++) {
         fill_activation((float *)(uintptr_t)p.act.x + (size_t)t * p.act.ld_x, n_in, t, data);
         if (quant_format(type)) kernels_scalar.quantize(&p.act, t);
     }
-    p.expected = checked_calloc((size_t)n_tokens * MAX_ROWS, sizeof(float));
-    struct weight w = {type, MAX_ROWS, n_in, p.row_bytes, p.weights};
-    kernels_scalar.matmul[type](&w, 0, MAX_ROWS, &p.act, p.expected, MAX_ROWS, table_scratch(&kernels_scalar));
+    p.expected = checked_calloc((size_t)n_tokens * (size_t)n_rows, sizeof(float));
+    struct weight w = {type, n_rows, n_in, p.row_bytes, p.weights};
+    kernels_scalar.matmul[type](&w, 0, n_rows, &p.act, p.expected, (size_t)n_rows, table_scratch(&kernels_scalar));
     return p;
+}
+
+static struct problem make_problem(enum tensor_type type, enum data data, int n_in, int n_tokens)
+{
+    return make_tall_problem(type, data, n_in, n_tokens, MAX_ROWS);
 }
 
 static void free_problem(struct problem *p)
@@ -157,7 +162,7 @@ static void check_product(const struct kernels *k, const struct problem *p, int 
     a.n_rows = n_tokens;
     k->matmul[p->type](&w, row0, row1, &a, y, ld, table_scratch(k));
     for (int t = 0; t < n_tokens; t++) {
-        const float *row = y + (size_t)t * ld, *expected = p->expected + (size_t)t * MAX_ROWS;
+        const float *row = y + (size_t)t * ld, *expected = p->expected + (size_t)(t * p->n_rows);
         CHECK_SAME(row + row0, expected + row0, row1 - row0, "%s %s n %d, %d rows of %d from %d, token %d of %d",
                    k->name, tensor_type_name(p->type), p->n_in, row1 - row0, n_out, row0, t, n_tokens);
         for (int r = 0; r < (int)ld; r++)
@@ -168,7 +173,7 @@ static void check_product(const struct kernels *k, const struct problem *p, int 
     free(y);
 }
 
-static const int token_counts[] = {1, 2, 3, 4, 5, 8, 13, 14, 16, 17, 33, 64, 100};
+static const int token_counts[] = {1, 2, 3, 4, 5, 8, 9, 13, 14, 16, 17, 33, 64, 100};
 enum { N_TOKEN_COUNTS = sizeof token_counts / sizeof *token_counts };
 
 static int lengths_of(enum tensor_type type, const int **lengths)
@@ -218,6 +223,20 @@ static void many_tokens_and_long_rows_multiply_alike(void)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct problem p = make_problem(cases[i].type, DATA_RANDOM, cases[i].n, cases[i].n_tokens);
         for_each_table(k) check_product(k, &p, 17, 0, 17, cases[i].n_tokens, -1);
+        free_problem(&p);
+    }
+}
+
+/* More rows than kernels take at once; the last of them are no whole tile. */
+static void many_rows_multiply_alike(void)
+{
+    static const enum tensor_type types[] = {TYPE_Q4_K, TYPE_Q6_K, TYPE_Q8_0, TYPE_F16};
+    static const int token_counts_here[] = {1, 9, 16, 70, 130};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        struct problem p = make_tall_problem(types[i], DATA_RANDOM, 768, 130, 587);
+        for_each_table(k)
+            for (size_t c = 0; c < sizeof token_counts_here / sizeof *token_counts_here; c++)
+                check_product(k, &p, p.n_rows, 0, p.n_rows, token_counts_here[c], -1);
         free_problem(&p);
     }
 }
@@ -389,6 +408,7 @@ int main(void)
     RUN(products_are_those_of_the_dequantized_weights);
     RUN(every_table_multiplies_as_the_scalar_one);
     RUN(many_tokens_and_long_rows_multiply_alike);
+    RUN(many_rows_multiply_alike);
     RUN(long_rows_multiply_alike);
     RUN(a_range_of_rows_is_written_and_nothing_else);
     RUN(weights_may_lie_at_any_address);
