@@ -177,7 +177,7 @@ static void store_tiles(float *y, size_t ld_y, int r, const int *r0, int row1, i
 void avx512_matmul_amx(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y, void *scratch)
 {
     struct scratch *s = scratch;
-    if (w->n_out < ROW_TILE || a->n_rows < LEAST_ROWS) { /* fewer are faster straight from the file */
+    if (w->n_out < ROW_TILE || a->n_rows < LEAST_ROWS) { /* fewer are faster with VPDPBUSD */
         avx512_matmul_quantized(w, row0, row1, a, y, ld_y, scratch);
         return;
     }

@@ -46,7 +46,12 @@ typedef union {
     uint8_t b[64];
 } emulated;
 
+/* Inlined only where that is optimized: otherwise it makes kernels larger, and their compilation minutes long. */
+#ifdef __OPTIMIZE__
+#define EMULATED static inline __attribute__((unused))
+#else
 #define EMULATED static __attribute__((noinline, unused))
+#endif
 #define LANES(n) for (int l = 0; l < (n); l++)
 #define IN(mask) ((mask) >> l & 1)
 
