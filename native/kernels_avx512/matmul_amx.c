@@ -123,11 +123,8 @@ static void multiply_tiles(const struct weight *w, const int *r0, int n_tiles, c
             gather_group(&s->acts[g], a, t0 + g * AMX_TOKENS, left < AMX_TOKENS ? left : AMX_TOKENS, k0, n, f, ahead);
         }
         for (int i = 0; i < n_tiles; i++) {
-            struct rows rows = tile_rows(w, r0[i], k0, n_tiles, f);
+            struct rows rows = unpacked_rows(w, r0[i], k0, f, far, half);
             size_t row_bytes = (size_t)(n / f->block * f->block_bytes);
-            rows.ahead = (const unsigned char *)far;
-            rows.piece = half / PREFETCH_STREAMS;
-            rows.eight = true;
             far += ROW_TILE / 2 / PREFETCH_STREAMS * row_bytes;
             avx512_unpack_signed[w->type](&s->tile, &rows, n / f->block);
             int at = i * n_groups;
@@ -136,8 +133,8 @@ static void multiply_tiles(const struct weight *w, const int *r0, int n_tiles, c
                 .far = other,
                 .piece = half / 2,
                 .bytes = ROW_TILE / 4 * row_bytes,
-                .near = i + 1 < n_tiles ? (const char *)tile_rows(w, r0[i + 1], k0, n_tiles, f).half[0]
-                                        : (const char *)tile_rows(w, r0[0], k0, n_tiles, f).half[0] + row_bytes,
+                .near = i + 1 < n_tiles ? (const char *)tile_rows(w, r0[i + 1], k0, f).half[0]
+                                        : (const char *)tile_rows(w, r0[0], k0, f).half[0] + row_bytes,
                 .stride = w->row_bytes,
                 .near_bytes = row_bytes,
             };

@@ -113,7 +113,7 @@ void avx512_matmul_few(const struct weight *w, int row0, int row1, const struct 
     stream_fn *multiply = side ? avx512_stream_side(w->type, n_tokens, false) : avx512_stream(w->type);
     for (int r = row0 + ROW_TILE * rows; r < row1; r += ROW_TILE) {
         int r0 = r + ROW_TILE <= w->n_out ? r : w->n_out - ROW_TILE;
-        struct rows sixteen = tile_rows(w, r0, 0, 1, f);
+        struct rows sixteen = tile_rows(w, r0, 0, f);
         __m512 v[STREAM_TOKENS];
         multiply(v, &sixteen, w->n_in / f->block, &acts, n_tokens);
         for (int t = 0; t < n_tokens; t++) store_rows(y + (size_t)t * ld_y, r, r0, row1, v[t]);

@@ -58,10 +58,7 @@ static void multiply_tiles(const struct weight *w, const int *r0, int n_tiles, c
         for (int i = 0; i < n_tiles; i += 2) {
             int n_here = i + 1 < n_tiles ? 2 : 1;
             for (int j = 0; j < n_here; j++, next += bytes / PREFETCH_STREAMS) {
-                struct rows rows = tile_rows(w, r0[i + j], k0, n_tiles, f);
-                rows.ahead = next;
-                rows.piece = half / PREFETCH_STREAMS;
-                rows.eight = true;
+                struct rows rows = unpacked_rows(w, r0[i + j], k0, f, next, half);
                 avx512_unpack[w->type](&s->tiles[j], &rows, n / f->block);
             }
             size_t step = (size_t)n_here * bytes / (size_t)(n_groups * n_sub * FAR_PREFETCHES) + 1;

@@ -45,16 +45,28 @@ INLINE void prepare_sub_blocks(void *out, const struct act *a, int t, int k0, in
     }
 }
 
-INLINE struct rows tile_rows(const struct weight *w, int r0, int k0, int n_tiles, const struct format *f)
+/* Sixteen rows from r0, at column k0. While they are read the next sixteen are fetched. */
+INLINE struct rows tile_rows(const struct weight *w, int r0, int k0, const struct format *f)
 {
     size_t at = (size_t)(k0 / f->block * f->block_bytes);
     const unsigned char *first = (const unsigned char *)w->data + (size_t)r0 * w->row_bytes;
     return (struct rows){
         .half = {first + at, first + at + ROW_TILE / 2 * w->row_bytes},
         .stride = w->row_bytes,
-        .ahead = first + (size_t)n_tiles * ROW_TILE * w->row_bytes + ROW_TILE / PREFETCH_STREAMS * at,
+        .ahead = first + ROW_TILE * w->row_bytes + ROW_TILE / PREFETCH_STREAMS * at,
         .piece = ROW_TILE / PREFETCH_STREAMS * w->row_bytes,
     };
+}
+
+/* The same for a tile that is unpacked as one of many: meanwhile half as many bytes are fetched, of the `half` bytes from `next` on,
+ * in pieces side by side; the other half is fetched while tiles are multiplied. */
+INLINE struct rows unpacked_rows(const struct weight *w, int r0, int k0, const struct format *f, const void *next, size_t half)
+{
+    struct rows rows = tile_rows(w, r0, k0, f);
+    rows.ahead = next;
+    rows.piece = half / PREFETCH_STREAMS;
+    rows.eight = true;
+    return rows;
 }
 
 /* Rows r .. row1-1 of the 16 that begin at r0. */
