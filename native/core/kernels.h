@@ -64,15 +64,17 @@ struct kernels {
     /* y[t*ld_y + r] = sum_k W[r,k] * x[t,k] for row0 <= r < row1 and all rows t of a.
      * scratch: at least scratch_bytes, 64-byte aligned, this thread's own.
      *
-     * order, quantized types: sub-blocks (16 or 32 weights, as the format has
-     * scales) ascending; for each
+     * order, quantized types: blocks of ACT_BLOCK elements ascending; for each
      *     isum = exact integer sum of (w_int - zero) * q, where zero is the format's
-     *            fixed offset (Q4_0 8, Q5_0 16, Q8_0 0, Q3_K 4, Q6_K 32; 0 for formats with a minimum)
+     *            fixed offset (Q4_0 8, Q5_0 16, Q8_0 0, Q3_K 4, Q6_K 32; 0 for formats with a minimum);
+     *            where the format has sub-blocks of 16, each product times the sub-block's integer scale
+     *            (below 2^24 in magnitude, Q6_K's at most 2 * 16 * 32 * 127 * 128: so it is exact in floats, too)
      *     acc  = fma((float)isum, d * scale, acc)
-     *     macc = fma(m, fsum', macc)          formats with a minimum only
-     * where d and m are the sub-block's float scale and minimum (each a product
-     * of the block's float and the integer scale, rounded once; w = d*w_int - m; for Q4_1 and Q5_1, whose
-     * format says w = d*w_int + m, m is the negated field), and fsum' = fsum
+     * and for each sub-block (16 or 32 elements, as the format has scales), formats with a minimum only
+     *     macc = fma(m, fsum', macc)
+     * where d is the block's float scale, for sub-blocks of 32 with integer scales times that of the sub-block, rounded once, and
+     * m the sub-block's minimum (the product of the block's float and the integer, rounded once; w = d*w_int - m; for Q4_1 and
+     * Q5_1, whose format says w = d*w_int + m, m is the negated field), and fsum' = fsum
      * of the sub-block (for 32: scale * (float)(sum of both halves), rounded once).
      * y = acc - macc (acc alone for formats without a minimum). acc, macc start at 0.
      *

@@ -57,17 +57,23 @@ static void multiply_block(const struct quant_format *f, const struct unpacked *
                            int k0, float *acc, float *macc)
 {
     size_t row = (size_t)t * (size_t)a->n;
-    for (int j = 0; j < f->block / f->sub; j++) {
-        size_t k = row + (size_t)(k0 + j * f->sub);
-        const int8_t *w = u->q + j * f->sub, *q = a->q + k;
+    for (int b = 0; b < f->block / ACT_BLOCK; b++) {
+        size_t k = row + (size_t)(k0 + b * ACT_BLOCK);
+        const int8_t *w = u->q + b * ACT_BLOCK, *q = a->q + k;
+        const int32_t *sum = a->sum + k / ACT_SUM_BLOCK;
         float scale = a->scale[k / ACT_BLOCK];
         int32_t isum = 0;
-        for (int i = 0; i < f->sub; i++) isum += w[i] * q[i];
-        *acc = fmaf((float)isum, u->d[j] * scale, *acc);
+        for (int i = 0; i < ACT_BLOCK; i++) {
+            int factor = f->sub == 16 ? u->factor[2 * b + i / 16] : 1;
+            isum += factor * w[i] * q[i];
+        }
+        *acc = fmaf((float)isum, u->d[b] * scale, *acc);
         if (!f->has_min) continue;
-        const int32_t *sum = a->sum + k / ACT_SUM_BLOCK;
-        float fsum = f->sub == 16 ? scale * (float)sum[0] : scale * (float)(sum[0] + sum[1]);
-        *macc = fmaf(u->m[j], fsum, *macc);
+        if (f->sub == 16) {
+            for (int half = 0; half < 2; half++) *macc = fmaf(u->m[2 * b + half], scale * (float)sum[half], *macc);
+        } else {
+            *macc = fmaf(u->m[b], scale * (float)(sum[0] + sum[1]), *macc);
+        }
     }
 }
 

@@ -15,21 +15,26 @@ struct entry {
 
 static const struct kernels *get_scalar(void) { return &kernels_scalar; }
 
+/* What may be emulated. */
 #ifdef INFER_KERNELS_AVX512
 #define AVX512_ENTRIES {"amx", kernels_amx}, {"avx512", kernels_avx512},
 #else
 #define AVX512_ENTRIES {"amx", NULL}, {"avx512", NULL},
 #endif
+#ifdef INFER_KERNELS_AVX2
+#define AVXVNNI_ENTRY {"avxvnni", kernels_avxvnni},
+#else
+#define AVXVNNI_ENTRY {"avxvnni", NULL},
+#endif
 
 static const struct entry entries[] = { /* best first */
 #ifndef INFER_EMULATE
     AVX512_ENTRIES
+    AVXVNNI_ENTRY
 #endif
 #ifdef INFER_KERNELS_AVX2
-    {"avxvnni", kernels_avxvnni},
     {"avx2", kernels_avx2},
 #else
-    {"avxvnni", NULL},
     {"avx2", NULL},
 #endif
 #ifdef INFER_KERNELS_NEON
@@ -44,6 +49,7 @@ static const struct entry entries[] = { /* best first */
     {"scalar", get_scalar},
 #ifdef INFER_EMULATE
     AVX512_ENTRIES /* for tests, and slower than all others */
+    AVXVNNI_ENTRY
 #endif
 };
 

@@ -73,7 +73,8 @@ static void unpack_q2_K(struct unpacked *u, const void *block)
     const struct block_q2_K *b = block;
     float d = f16_at(b->d), dmin = f16_at(b->dmin);
     for (int j = 0; j < 16; j++) {
-        u->d[j] = d * (float)(b->scales[j] & 15);
+        u->d[j / 2] = d;
+        u->factor[j] = (int8_t)(b->scales[j] & 15);
         u->m[j] = dmin * (float)(b->scales[j] >> 4);
     }
     unpack_pairs(u->q, b->pairs);
@@ -83,9 +84,8 @@ static void unpack_q3_K(struct unpacked *u, const void *block)
 {
     const struct block_q3_K *b = block;
     float d = f16_at(b->d);
-    int8_t scales[16];
-    q3_K_scales(scales, b->scales);
-    for (int j = 0; j < 16; j++) u->d[j] = d * (float)scales[j];
+    q3_K_scales(u->factor, b->scales);
+    for (int i = 0; i < 8; i++) u->d[i] = d;
     unpack_pairs(u->q, b->pairs);
     for (int i = 0; i < 256; i++) {
         int third = b->high[i % 32] >> (i / 32) & 1;
@@ -132,7 +132,8 @@ static void unpack_q6_K(struct unpacked *u, const void *block)
 {
     const struct block_q6_K *b = block;
     float d = f16_at(b->d);
-    for (int j = 0; j < 16; j++) u->d[j] = d * (float)b->scales[j];
+    for (int i = 0; i < 8; i++) u->d[i] = d;
+    memcpy(u->factor, b->scales, sizeof u->factor);
     for (int i = 0; i < 256; i++) {
         int half = i / 128, quarter = i / 32 % 4;
         int byte = b->nibbles[64 * half + 32 * (quarter & 1) + i % 32];

@@ -1,7 +1,8 @@
 /* The one shape of all quantized formats: sub-blocks of small integers.
  *
  * Every format stands for w = d*q - m with one d (and one m, where it has
- * minimums) for each run of 16 or 32 elements. Formats differ only in how their
+ * minimums) for each run of 32 elements, or w = d*factor*q - m with a small integer factor and one m for each run
+ * of 16. Formats differ only in how their
  * bits unpack into that, and this is the definition of how. Pure functions, any thread. */
 #ifndef INFER_UNPACK_H
 #define INFER_UNPACK_H
@@ -15,8 +16,9 @@
 /* One block, unpacked. Sub-block j holds elements j*sub .. (j+1)*sub-1. */
 struct unpacked {
     int8_t q[256];  /* the format's fixed offset is already taken off */
-    float d[16];
-    float m[16];    /* formats with a minimum only */
+    float d[8];         /* of each 32 elements */
+    int8_t factor[16];  /* of each sub-block; formats with sub-blocks of 16 only */
+    float m[16];        /* of each sub-block; formats with a minimum only */
 };
 
 struct quant_format {

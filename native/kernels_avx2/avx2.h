@@ -12,13 +12,14 @@
  * more of them share a tile that was packed into L1 first (pack, matmul). Both give the same
  * bits, so where one takes over from the other is a matter of speed alone. */
 
-enum { AVX2_SLAB = 1024 }; /* elements of a row that are packed at a time: 24 KB in all */
+enum { AVX2_SLAB = 1024 }; /* elements of a row that are packed at a time: 28 KB in all */
 
 /* A slab of a tile as the multiplication reads it. */
 struct avx2_packed {
     uint8_t q[AVX2_SLAB / 4][ROW_TILE][4];      /* unsigned, the format's zero not taken off */
-    float d[AVX2_SLAB / 16][ROW_TILE];          /* by sub-block */
-    float m[AVX2_SLAB / 16][ROW_TILE];
+    float d[AVX2_SLAB / ACT_BLOCK][ROW_TILE];   /* by 32 elements */
+    float m[AVX2_SLAB / 16][ROW_TILE];           /* by sub-block */
+    int16_t factor[AVX2_SLAB / 16][ROW_TILE][2]; /* by sub-block of 16: the integer scale, twice */
 };
 
 /* Packs n_blocks blocks of the eight rows p, p+stride, ... into rows 8*half .. of the tile. */

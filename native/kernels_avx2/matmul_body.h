@@ -42,24 +42,19 @@ INLINE void multiply(const struct avx2_packed *packed, float (*acc)[ROW_TILE], c
     for (int block = 0; block < n / ACT_BLOCK; block++) {
         for (int i = 0; i < lines && ahead->p < ahead->end; i++, ahead->p += 64)
             _mm_prefetch((const char *)ahead->p, _MM_HINT_T1);
-#pragma GCC unroll 2
-        for (int part = 0; part < parts; part++) {
-            int j = block * parts + part;
-            __m256i isum[TOKENS][2];
-            const int32_t *start[TOKENS];
+        int j = block * parts;
+        __m256 sum[TOKENS][2];
+        dot_tile(sum, offset + j, subs, has_zero, packed->q[block * ACT_BLOCK / 4][0], packed->factor + j, q + block * ACT_BLOCK, row,
+                 n_t, sub, bits);
+        __m256 d0 = _mm256_load_ps(packed->d[block]), d1 = _mm256_load_ps(packed->d[block] + 8);
 #pragma GCC unroll 8
-            for (int i = 0; i < n_t; i++) start[i] = offset + (size_t)i * subs + j;
-            dot_tile(isum, start, has_zero, packed->q[j * sub / 4][0], q + j * sub, row, n_t, sub, bits);
-            __m256 d0 = _mm256_load_ps(packed->d[j]), d1 = _mm256_load_ps(packed->d[j] + 8);
-#pragma GCC unroll 8
-            for (int i = 0; i < n_t; i++) {
-                __m256 ds = _mm256_set1_ps(scale[(size_t)i * blocks + (size_t)block]);
-                __m256 a0 = _mm256_load_ps(acc[i]), a1 = _mm256_load_ps(acc[i] + 8);
-                a0 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum[i][0]), _mm256_mul_ps(d0, ds), a0);
-                a1 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum[i][1]), _mm256_mul_ps(d1, ds), a1);
-                _mm256_store_ps(acc[i], a0);
-                _mm256_store_ps(acc[i] + 8, a1);
-            }
+        for (int i = 0; i < n_t; i++) {
+            __m256 ds = _mm256_set1_ps(scale[(size_t)i * blocks + (size_t)block]);
+            __m256 a0 = _mm256_load_ps(acc[i]), a1 = _mm256_load_ps(acc[i] + 8);
+            a0 = _mm256_fmadd_ps(sum[i][0], _mm256_mul_ps(d0, ds), a0);
+            a1 = _mm256_fmadd_ps(sum[i][1], _mm256_mul_ps(d1, ds), a1);
+            _mm256_store_ps(acc[i], a0);
+            _mm256_store_ps(acc[i] + 8, a1);
         }
     }
 }

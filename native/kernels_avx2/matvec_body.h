@@ -151,12 +151,28 @@ INLINE void put_signed(struct sink *s, int j, int g, __m256i w)
 
 INLINE void scale(struct sink *s, int j, __m256 d, __m256 m)
 {
-    const float *scales = s->a.scale + j * s->sub / ACT_BLOCK * STRIDE(s->n_t), *fsum = s->a.fsum + j * STRIDE(s->n_t);
+    const float *scales = s->a.scale + j * STRIDE(s->n_t), *fsum = s->a.fsum + j * STRIDE(s->n_t);
 #pragma GCC unroll 4
     for (int t = 0; t < s->n_t; t++) {
         __m256 ds = _mm256_mul_ps(d, _mm256_set1_ps(scales[t]));
         s->acc[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s->dot[j][t].sum), ds, s->acc[t]);
         if (s->has_min) s->macc[t] = _mm256_fmadd_ps(m, _mm256_set1_ps(fsum[t]), s->macc[t]);
+    }
+}
+
+INLINE void scale16(struct sink *s, int i, __m256 d, const __m256i factor[2], const __m256 m[2])
+{
+    const float *scales = s->a.scale + i * STRIDE(s->n_t), *fsum = s->a.fsum + 2 * i * STRIDE(s->n_t);
+    const __m256 f[2] = {_mm256_cvtepi32_ps(factor[0]), _mm256_cvtepi32_ps(factor[1])};
+#pragma GCC unroll 4
+    for (int t = 0; t < s->n_t; t++) {
+        /* Products with factors and their sums are integers below 2^24: exact. */
+        __m256 sum = _mm256_mul_ps(_mm256_cvtepi32_ps(s->dot[2 * i][t].sum), f[0]);
+        sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s->dot[2 * i + 1][t].sum), f[1], sum);
+        s->acc[t] = _mm256_fmadd_ps(sum, _mm256_mul_ps(d, _mm256_set1_ps(scales[t])), s->acc[t]);
+        if (!s->has_min) continue;
+        s->macc[t] = _mm256_fmadd_ps(m[0], _mm256_set1_ps(fsum[t]), s->macc[t]);
+        s->macc[t] = _mm256_fmadd_ps(m[1], _mm256_set1_ps(fsum[STRIDE(s->n_t) + t]), s->macc[t]);
     }
 }
 

@@ -29,6 +29,18 @@ INLINE void scale(struct sink *s, int j, __m256 d, __m256 m)
     _mm256_store_ps(s->dst->m[s->j0 + j] + 8 * s->half, m);
 }
 
+INLINE void scale16(struct sink *s, int i, __m256 d, const __m256i factor[2], const __m256 m[2])
+{
+    int at = s->j0 + 2 * i;
+    _mm256_store_ps(s->dst->d[at / 2] + 8 * s->half, d);
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; k++) {
+        __m256i twice = _mm256_or_si256(_mm256_slli_epi32(factor[k], 16), _mm256_and_si256(factor[k], _mm256_set1_epi32(0xffff)));
+        _mm256_store_si256((__m256i *)s->dst->factor[at + k][8 * s->half], twice);
+        _mm256_store_ps(s->dst->m[at + k] + 8 * s->half, m[k]);
+    }
+}
+
 #include "unpack8.h"
 
 #define DEFINE_PACK(name, elements, sub_elements) \

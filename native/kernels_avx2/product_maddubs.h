@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "avx2.h"
 #include "simd.h"
 
 /* What dot_put_signed and dot_tile leave to be taken off: Q8_0's offset is undone here. */
@@ -102,8 +103,9 @@ INLINE __m256i load_group(const uint8_t *w, int g, int half)
     return _mm256_load_si256((const __m256i *)(w + 64 * g + 32 * half));
 }
 
-INLINE void dot_tile_pairs(__m256i acc[][2], const int32_t *const start[], bool has_start, const uint8_t *w, const int8_t *q,
-                           size_t ld, int n_t, int n_groups, int bits)
+/* acc of n_t rows (+)= start[t * ld_start] (if there is one) and n_groups groups of products, times factors (halves of a tile). */
+INLINE void dot_tile_pairs(__m256i acc[][2], bool add, const __m256i factor[2], const int32_t *start, size_t ld_start,
+                           bool has_start, const uint8_t *w, const int8_t *q, size_t ld, int n_t, int n_groups, int bits)
 {
     const int run = run_of(bits, has_start);
     __m256i pairs[8][2];
@@ -113,13 +115,13 @@ INLINE void dot_tile_pairs(__m256i acc[][2], const int32_t *const start[], bool 
 #pragma GCC unroll 8
         for (int t = 0; t < n_t; t++) {
             __m256i b = broadcast4(q + (size_t)t * ld + 4 * g);
-            pairs[t][0] = g % run == 0 ? first_products(start[t], has_start, w0, b) : add_products(pairs[t][0], w0, b);
-            pairs[t][1] = g % run == 0 ? first_products(start[t], has_start, w1, b) : add_products(pairs[t][1], w1, b);
+            pairs[t][0] = g % run == 0 ? first_products(start + (size_t)t * ld_start, has_start, w0, b) : add_products(pairs[t][0], w0, b);
+            pairs[t][1] = g % run == 0 ? first_products(start + (size_t)t * ld_start, has_start, w1, b) : add_products(pairs[t][1], w1, b);
             SETTLE(pairs[t][0]);
             SETTLE(pairs[t][1]);
             if (g % run < run - 1 && g < n_groups - 1) continue;
-            add_sum(&acc[t][0], g < run, widen16(pairs[t][0]));
-            add_sum(&acc[t][1], g < run, widen16(pairs[t][1]));
+            add_sum(&acc[t][0], !add && g < run, _mm256_madd_epi16(pairs[t][0], factor[0]));
+            add_sum(&acc[t][1], !add && g < run, _mm256_madd_epi16(pairs[t][1], factor[1]));
         }
     }
 }
@@ -142,12 +144,27 @@ INLINE void dot_tile_8(__m256i acc[][2], const uint8_t *w, const int8_t *q, size
     }
 }
 
-/* acc = start (if there is one) + a sub-block (sub elements) of a packed tile times n_t rows of q, ld apart. */
-INLINE void dot_tile(__m256i acc[][2], const int32_t *const start[], bool has_start, const uint8_t *w, const int8_t *q,
-                     size_t ld, int n_t, int sub, int bits)
+/* sum = ACT_BLOCK elements of a packed tile times n_t rows of q, ld apart, as floats: each sub-block's sum begins with start[t *
+ * ld_start] (if there is one; the next sub-block's follows) and is multiplied by its factors (of sub-blocks of 16). w: the
+ * first of them. */
+INLINE void dot_tile(__m256 sum[][2], const int32_t *start, size_t ld_start, bool has_start, const uint8_t *w,
+                     const int16_t (*factor)[ROW_TILE][2], const int8_t *q, size_t ld, int n_t, int sub, int bits)
 {
-    if (bits == 8) dot_tile_8(acc, w, q, ld, n_t, sub / 4);
-    else dot_tile_pairs(acc, start, has_start, w, q, ld, n_t, sub / 4, bits);
+    const __m256i one = _mm256_set1_epi16(1), ones[2] = {one, one};
+    __m256i acc[8][2];
+    if (bits == 8) {
+        dot_tile_8(acc, w, q, ld, n_t, sub / 4);
+    } else if (sub == ACT_BLOCK) {
+        dot_tile_pairs(acc, false, ones, start, ld_start, has_start, w, q, ld, n_t, sub / 4, bits);
+    } else {
+        dot_tile_pairs(acc, false, (const __m256i *)factor[0], start, ld_start, has_start, w, q, ld, n_t, sub / 4, bits);
+        dot_tile_pairs(acc, true, (const __m256i *)factor[1], start + 1, ld_start, has_start, w + sub * ROW_TILE, q + sub, ld, n_t,
+                       sub / 4, bits);
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < n_t; t++)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++) sum[t][h] = _mm256_cvtepi32_ps(acc[t][h]);
 }
 
 #endif

@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 
+#include "avx2.h"
 #include "correction.h"
 #include "simd.h"
 
@@ -54,13 +55,18 @@ INLINE void dot_put_signed(struct dot *d, const int32_t *start, bool has_start, 
     dot_put(d, start, has_start, _mm256_xor_si256(w, _mm256_set1_epi8((char)128)), q, g, 8, 8);
 }
 
-/* acc = start (if there is one) + a sub-block (sub elements) of a packed tile times n_t rows of q, ld apart. */
-INLINE void dot_tile(__m256i acc[][2], const int32_t *const start[], bool has_start, const uint8_t *w, const int8_t *q,
-                     size_t ld, int n_t, int sub, int bits)
+/* The factors of eight rows, as floats. */
+INLINE __m256 factor_float(const int16_t (*twice)[2])
 {
-    (void)bits;
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_load_si256((const __m256i *)twice), 16));
+}
+
+/* acc = start[t * ld_start] (if there is one) + a sub-block of a packed tile times n_t rows of q, ld apart. */
+INLINE void dot_sub_block(__m256i acc[][2], const int32_t *start, size_t ld_start, bool has_start, const uint8_t *w,
+                          const int8_t *q, size_t ld, int n_t, int sub)
+{
 #pragma GCC unroll 8
-    for (int t = 0; t < n_t; t++) acc[t][0] = acc[t][1] = start_sum(start[t], has_start);
+    for (int t = 0; t < n_t; t++) acc[t][0] = acc[t][1] = start_sum(start + (size_t)t * ld_start, has_start);
 #pragma GCC unroll 8
     for (int g = 0; g < sub / 4; g++) {
         __m256i w0 = _mm256_load_si256((const __m256i *)(w + 64 * g));
@@ -72,6 +78,33 @@ INLINE void dot_tile(__m256i acc[][2], const int32_t *const start[], bool has_st
             acc[t][1] = add_products(acc[t][1], w1, b);
         }
     }
+}
+
+/* sum = ACT_BLOCK elements of a packed tile times n_t rows of q, ld apart, as floats: each sub-block's sum begins with start[t *
+ * ld_start] (if there is one; the next sub-block's follows) and is multiplied by its factors (of sub-blocks of 16). w: the
+ * first of them. */
+INLINE void dot_tile(__m256 sum[][2], const int32_t *start, size_t ld_start, bool has_start, const uint8_t *w,
+                     const int16_t (*factor)[ROW_TILE][2], const int8_t *q, size_t ld, int n_t, int sub, int bits)
+{
+    (void)bits;
+    __m256i acc[8][2], second[8][2];
+    dot_sub_block(acc, start, ld_start, has_start, w, q, ld, n_t, sub);
+#pragma GCC unroll 8
+    for (int t = 0; t < n_t; t++)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++) sum[t][h] = _mm256_cvtepi32_ps(acc[t][h]);
+    if (sub == ACT_BLOCK) return;
+#pragma GCC unroll 8
+    for (int t = 0; t < n_t; t++)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++) sum[t][h] = _mm256_mul_ps(sum[t][h], factor_float(&factor[0][8 * h]));
+    dot_sub_block(second, start + 1, ld_start, has_start, w + sub * ROW_TILE, q + sub, ld, n_t, sub);
+    /* Products with factors and their sums are integers below 2^24: exact. */
+#pragma GCC unroll 8
+    for (int t = 0; t < n_t; t++)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++)
+            sum[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(second[t][h]), factor_float(&factor[1][8 * h]), sum[t][h]);
 }
 
 #endif

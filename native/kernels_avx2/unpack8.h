@@ -1,6 +1,6 @@
 /* Eight rows of each quantized format, unpacked side by side: lane = row.
  *
- * A template: the includer defines `struct sink` and its three functions first, and is handed, for a block of
+ * A template: the includer defines `struct sink` and its four functions first, and is handed, for a block of
  * eight consecutive rows (p is the first row's block, stride the bytes from row to row):
  *
  *   put(s, j, g, w)         elements 4g .. 4g+3 of sub-block j, as unsigned integers (the format's zero not
@@ -8,6 +8,7 @@
  *   put_signed(s, j, g, w)  the same for Q8_0, whose integers are signed
  *   scale(s, j, d, m)       the sub-block's d and m (zeros without a minimum) of each row; sub-blocks
  *                           ascend, and all groups of j came before
+ *   scale16(s, i, d, f, m)  the same for sub-blocks of 16, for 2i and 2i + 1 at once: d is that of the block, f their integers
  *
  * The work is in turning rows into lanes: 16 bytes of eight rows are a 4x4 transposition
  * of 32-bit words in each half of the register, eight shuffles, done while the nibbles are
@@ -63,16 +64,10 @@ INLINE __m256 high_f16(__m256i pairs)
     return high;
 }
 
-/* Byte i of each lane as a float. */
-INLINE __m256 byte_float(__m256i v, int i)
-{
-    return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(v, 8 * i), _mm256_set1_epi32(255)));
-}
-
-INLINE __m256 signed_byte_float(__m256i v, int i)
-{
-    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(v, 24 - 8 * i), 24));
-}
+/* Byte i of each lane. */
+INLINE __m256i byte_of(__m256i v, int i) { return _mm256_and_si256(_mm256_srli_epi32(v, 8 * i), _mm256_set1_epi32(255)); }
+INLINE __m256i signed_byte_of(__m256i v, int i) { return _mm256_srai_epi32(_mm256_slli_epi32(v, 24 - 8 * i), 24); }
+INLINE __m256 byte_float(__m256i v, int i) { return _mm256_cvtepi32_ps(byte_of(v, i)); }
 
 INLINE __m256i shift_and(__m256i v, int right, int mask)
 {
@@ -183,7 +178,8 @@ INLINE __m256i last_word(const uint8_t *p, size_t stride, size_t block_bytes)
 INLINE void unpack8_q2_K(struct sink *s, const uint8_t *p, size_t stride)
 {
     __m256i scales[4], w[2][4];
-    __m256 d, dmin;
+    __m256 d, dmin, m[2];
+    __m256i factor[2];
     split_f16(last_word(p, stride, sizeof(struct block_q2_K)), &d, &dmin);
     load_words(scales, p + offsetof(struct block_q2_K, scales), stride);
 #pragma GCC unroll 2
@@ -193,13 +189,22 @@ INLINE void unpack8_q2_K(struct sink *s, const uint8_t *p, size_t stride)
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) { /* sub-block: quarter i/2, its 16 elements i%2 */
             int j = 8 * half + i;
+            __m256i both = scales[j / 4];
 #pragma GCC unroll 4
             for (int g = 0; g < 4; g++) put(s, j, g, shift_and(w[i % 2][g], 2 * (i / 2), 3));
-            __m256i both = scales[j / 4];
-            scale(s, j, _mm256_mul_ps(d, byte_float(shift_and(both, 0, 15), j % 4)),
-                  _mm256_mul_ps(dmin, byte_float(shift_and(both, 4, 15), j % 4)));
+            factor[i % 2] = byte_of(low_nibbles(both), j % 4);
+            m[i % 2] = _mm256_mul_ps(dmin, byte_float(high_nibbles(both), j % 4));
+            if (i % 2) scale16(s, j / 2, d, factor, m);
         }
     }
+}
+
+/* scale16 of sub-blocks 2i and 2i + 1 without minimums, whose integers are among the four signed bytes of each lane of `four`. */
+INLINE void scale16_signed(struct sink *s, int i, __m256 d, __m256i four)
+{
+    const __m256i factor[2] = {signed_byte_of(four, i % 2 * 2), signed_byte_of(four, i % 2 * 2 + 1)};
+    const __m256 m[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    scale16(s, i, d, factor, m);
 }
 
 INLINE void unpack8_q3_K(struct sink *s, const uint8_t *p, size_t stride)
@@ -235,7 +240,7 @@ INLINE void unpack8_q3_K(struct sink *s, const uint8_t *p, size_t stride)
                 __m256i third = _mm256_slli_epi32(shift_and(high[i % 2][g], bit, 1), 2);
                 put(s, j, g, _mm256_or_si256(shift_and(w[i % 2][g], 2 * (i / 2), 3), third));
             }
-            scale(s, j, _mm256_mul_ps(d, signed_byte_float(scales[j / 4], j % 4)), _mm256_setzero_ps());
+            if (i % 2) scale16_signed(s, j / 2, d, scales[j / 4]);
         }
     }
 }
@@ -337,8 +342,7 @@ INLINE void unpack8_q6_K(struct sink *s, const uint8_t *p, size_t stride)
             }
         }
 #pragma GCC unroll 8
-        for (int j = 8 * half; j < 8 * half + 8; j++)
-            scale(s, j, _mm256_mul_ps(d, signed_byte_float(scales[j / 4], j % 4)), _mm256_setzero_ps());
+        for (int i = 4 * half; i < 4 * half + 4; i++) scale16_signed(s, i, d, scales[i / 2]);
     }
 }
 

@@ -14,9 +14,11 @@
 #include "blocks.h"
 #include "rows.h"
 
-/* w[k]: bytes 4k..4k+3 of sub-block s; m is meaningless in formats without a minimum. */
-typedef void sink_fn(void *ctx, int s, const __m512i *w, __m512 d, __m512 m);
+/* w[k]: bytes 4k..4k+3 of sub-block s; d: the scale of its weights, in sub-blocks of 16 of their products with the sub-block's
+ * integer, factor, which is meaningless in others; m is meaningless in formats without a minimum. */
+typedef void sink_fn(void *ctx, int s, const __m512i *w, __m512 d, __m512 factor, __m512 m);
 
+#define NO_FACTOR _mm512_setzero_ps()
 #define NO_MINIMUM _mm512_setzero_ps()
 
 /* X(name, NAME, elements of a block, of a sub-block, zero, has minimum) */
@@ -65,16 +67,18 @@ INLINE __m512 high_half(__m512i v) { return half_floats(v, 1); }
 
 INLINE __m512 negate(__m512 v) { return _mm512_xor_ps(v, _mm512_set1_ps(-0.0f)); }
 
-/* d times byte i of each dword: products with ones and zeros pick it out in one operation. */
-INLINE __m512 times_byte(__m512 d, __m512i v, int i)
+/* Byte i of each dword: products with ones and zeros pick it out in one operation. */
+INLINE __m512 byte_float(__m512i v, int i)
 {
-    return _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), v, _mm512_set1_epi32(1 << 8 * i))));
+    return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), v, _mm512_set1_epi32(1 << 8 * i)));
 }
 
-INLINE __m512 times_signed_byte(__m512 d, __m512i v, int i)
+INLINE __m512 signed_byte_float(__m512i v, int i)
 {
-    return _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi32(1 << 8 * i), v)));
+    return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi32(1 << 8 * i), v));
 }
+
+INLINE __m512 times_byte(__m512 d, __m512i v, int i) { return _mm512_mul_ps(d, byte_float(v, i)); }
 
 /* ---- blocks of 32 ---- */
 
@@ -107,7 +111,7 @@ INLINE void walk_q4_0(const struct rows *rows, int n_blocks, sink_fn *sink, void
         __m512i nibbles[4], w[8];
         load_4(nibbles, r, offsetof(struct block_q4_0, nibbles));
         split_nibbles(w, nibbles);
-        sink(ctx, b, w, low_half(load_1(r, 0)), NO_MINIMUM);
+        sink(ctx, b, w, low_half(load_1(r, 0)), NO_FACTOR, NO_MINIMUM);
     }
 }
 
@@ -119,22 +123,22 @@ INLINE void walk_q4_1(const struct rows *rows, int n_blocks, sink_fn *sink, void
         __m512i v[20], w[8];
         load_8(v, r, 0);
         split_nibbles(w, v + 1);
-        sink(ctx, b, w, low_half(v[0]), negate(high_half(v[0])));
+        sink(ctx, b, w, low_half(v[0]), NO_FACTOR, negate(high_half(v[0])));
         load_8(v + 8, r, 32);
         split_nibbles(w, v + 6);
-        sink(ctx, b + 1, w, low_half(v[5]), negate(high_half(v[5])));
+        sink(ctx, b + 1, w, low_half(v[5]), NO_FACTOR, negate(high_half(v[5])));
         split_nibbles(w, v + 11);
-        sink(ctx, b + 2, w, low_half(v[10]), negate(high_half(v[10])));
+        sink(ctx, b + 2, w, low_half(v[10]), NO_FACTOR, negate(high_half(v[10])));
         load_4(v + 16, r, 64);
         split_nibbles(w, v + 16);
-        sink(ctx, b + 3, w, low_half(v[15]), negate(high_half(v[15])));
+        sink(ctx, b + 3, w, low_half(v[15]), NO_FACTOR, negate(high_half(v[15])));
     }
     for (; b < n_blocks; b++, move_on(r, sizeof(struct block_q4_1))) {
         __m512i nibbles[4], w[8];
         load_4(nibbles, r, offsetof(struct block_q4_1, nibbles));
         split_nibbles(w, nibbles);
         __m512i dm = load_1(r, 0);
-        sink(ctx, b, w, low_half(dm), negate(high_half(dm)));
+        sink(ctx, b, w, low_half(dm), NO_FACTOR, negate(high_half(dm)));
     }
 }
 
@@ -146,7 +150,7 @@ INLINE void walk_q5_0(const struct rows *rows, int n_blocks, sink_fn *sink, void
         load_4(nibbles, r, offsetof(struct block_q5_0, nibbles));
         split_nibbles(w, nibbles);
         add_fifth_bits(w, load_1(r, offsetof(struct block_q5_0, high)));
-        sink(ctx, b, w, low_half(load_1(r, 0)), NO_MINIMUM);
+        sink(ctx, b, w, low_half(load_1(r, 0)), NO_FACTOR, NO_MINIMUM);
     }
 }
 
@@ -159,7 +163,7 @@ INLINE void walk_q5_1(const struct rows *rows, int n_blocks, sink_fn *sink, void
         split_nibbles(w, nibbles);
         add_fifth_bits(w, load_1(r, offsetof(struct block_q5_1, high)));
         __m512i dm = load_1(r, 0);
-        sink(ctx, b, w, low_half(dm), negate(high_half(dm)));
+        sink(ctx, b, w, low_half(dm), NO_FACTOR, negate(high_half(dm)));
     }
 }
 
@@ -172,7 +176,7 @@ INLINE void walk_q8_0(const struct rows *rows, int n_blocks, sink_fn *sink, void
         load_8(w, r, offsetof(struct block_q8_0, q));
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) w[i] = _mm512_xor_si512(w[i], _mm512_set1_epi8(-128));
-        sink(ctx, b, w, low_half(load_1(r, 0)), NO_MINIMUM);
+        sink(ctx, b, w, low_half(load_1(r, 0)), NO_FACTOR, NO_MINIMUM);
     }
 }
 
@@ -203,7 +207,7 @@ INLINE void walk_q2_K(const struct rows *rows, int n_blocks, sink_fn *sink, void
 #pragma GCC unroll 4
                 for (int i = 0; i < 4; i++) w[i] = and_bits(move_bits(pairs[j % 2 * 4 + i], j / 2 * 2, 0), 0x03030303);
                 int s = 8 * h + j;
-                sink(ctx, 16 * b + s, w, times_byte(d, low_nibbles(scales[s / 4]), s % 4),
+                sink(ctx, 16 * b + s, w, d, byte_float(low_nibbles(scales[s / 4]), s % 4),
                      times_byte(dmin, high_nibbles(scales[s / 4]), s % 4));
             }
         }
@@ -243,7 +247,7 @@ INLINE void walk_q3_K(const struct rows *rows, int n_blocks, sink_fn *sink, void
                     w[i] = or_bits(w[i], move_bits(high[from], 4 * h + j / 2, 2), 0x04040404);
                 }
                 int s = 8 * h + j;
-                sink(ctx, 16 * b + s, w, times_signed_byte(d, scales[s / 4], s % 4), NO_MINIMUM);
+                sink(ctx, 16 * b + s, w, d, signed_byte_float(scales[s / 4], s % 4), NO_MINIMUM);
             }
         }
     }
@@ -285,7 +289,7 @@ INLINE void walk_q4_K(const struct rows *rows, int n_blocks, sink_fn *sink, void
 #pragma GCC unroll 8
                 for (int i = 0; i < 8; i++) w[i] = and_bits(nibbles[i], h ? (int)0xf0f0f0f0 : 0x0f0f0f0f);
                 int s = 2 * g + h;
-                sink(ctx, 8 * b + s, w, times_byte(d[h], k.scales[s / 4], s % 4), times_byte(k.dmin, k.mins[s / 4], s % 4));
+                sink(ctx, 8 * b + s, w, times_byte(d[h], k.scales[s / 4], s % 4), NO_FACTOR, times_byte(k.dmin, k.mins[s / 4], s % 4));
             }
         }
     }
@@ -310,7 +314,7 @@ INLINE void walk_q5_K(const struct rows *rows, int n_blocks, sink_fn *sink, void
                     w[i] = h ? high_nibbles(nibbles[i]) : low_nibbles(nibbles[i]);
                     w[i] = or_bits(w[i], move_bits(high[i], s, 4), 0x10101010);
                 }
-                sink(ctx, 8 * b + s, w, times_byte(k.d, k.scales[s / 4], s % 4), times_byte(k.dmin, k.mins[s / 4], s % 4));
+                sink(ctx, 8 * b + s, w, times_byte(k.d, k.scales[s / 4], s % 4), NO_FACTOR, times_byte(k.dmin, k.mins[s / 4], s % 4));
             }
         }
     }
@@ -341,7 +345,7 @@ INLINE void walk_q6_K(const struct rows *rows, int n_blocks, sink_fn *sink, void
                     w[i] = or_bits(w[i], move_bits(pairs[from], 2 * quarter, 4), 0x30303030);
                 }
                 int s = 8 * h + j;
-                sink(ctx, 16 * b + s, w, times_signed_byte(d, scales[s / 4], s % 4), NO_MINIMUM);
+                sink(ctx, 16 * b + s, w, d, signed_byte_float(scales[s / 4], s % 4), NO_MINIMUM);
             }
         }
     }

@@ -2,7 +2,8 @@
  *
  * Per sub-block of 32, tile and token, on the two vector ports: 8 VPDPBUSD (64 products each), conversion,
  * scale times scale, fma: 11 operations for 512 products, so at most 8/11 of the
- * VNNI peak (8/12 for formats with a minimum; 4/7 with sub-blocks of 16).
+ * VNNI peak (8/12 for formats with a minimum; 8/14 with sub-blocks of 16, two of which are added as products with their
+ * integer factors before their common scale is applied).
  *
  * Registers for R tiles and T tokens: RT integer sums, RT float sums, R weights and a broadcast.
  * VPDPBUSD takes 5 cycles and two start in one, so RT >= 10 hides its latency: 2 x 6
@@ -20,10 +21,30 @@ INLINE __m512i load_four(const int8_t *q)
     return _mm512_set1_epi32(v);
 }
 
-/* R, T and sub are constants after inlining: the arrays become registers. */
+/* isum = sub-block s of R tiles times T rows of q. R, T and sub are constants after inlining: the arrays become registers. */
+INLINE void multiply_sub_block(__m512i isum[2][GROUP_TOKENS], const struct tile *w, const struct act_slab *a, const int8_t *q, int s,
+                               size_t ld_q, const int R, const int T, const int sub)
+{
+#pragma GCC unroll 6
+    for (int t = 0; t < T; t++) isum[0][t] = isum[1][t] = _mm512_set1_epi32(a->start[t][s]);
+#pragma GCC unroll 8
+    for (int k = 0; k < sub / 4; k++) {
+        __m512i weights[2];
+#pragma GCC unroll 2
+        for (int r = 0; r < R; r++) weights[r] = w[r].w[s * (sub / 4) + k];
+#pragma GCC unroll 6
+        for (int t = 0; t < T; t++) {
+            __m512i four = load_four(q + (size_t)t * ld_q + 4 * k);
+#pragma GCC unroll 2
+            for (int r = 0; r < R; r++) isum[r][t] = _mm512_dpbusd_epi32(isum[r][t], weights[r], four);
+        }
+    }
+}
+
 INLINE void multiply(__m512 *acc_out, const struct tile *w, const struct act_slab *a, int n_sub, const char *far, size_t far_step,
                      const int R, const int T, const int sub)
 {
+    const int parts = ACT_BLOCK / sub;
     __m512 acc[2][GROUP_TOKENS];
 #pragma GCC unroll 2
     for (int r = 0; r < R; r++)
@@ -31,34 +52,34 @@ INLINE void multiply(__m512 *acc_out, const struct tile *w, const struct act_sla
         for (int t = 0; t < T; t++) acc[r][t] = acc_out[r * BLOCK_TOKENS + t];
     const int8_t *q = a->q;
     size_t ld_q = a->ld_q, ld_scale = a->ld_scale;
-    for (int s = 0; s < n_sub; s++, q += sub) {
-        __m512i isum[2][GROUP_TOKENS];
-#pragma GCC unroll 6
-        for (int t = 0; t < T; t++) isum[0][t] = isum[1][t] = _mm512_set1_epi32(a->start[t][s]);
-#pragma GCC unroll 6
-        for (int t = 0; t < T; t++) /* the next group's */
-            _mm_prefetch((const char *)(q + (size_t)(t + GROUP_TOKENS) * ld_q), _MM_HINT_T0);
+    for (int b = 0; b < n_sub / parts; b++) {
+        __m512 sum[2][GROUP_TOKENS]; /* of a block of 32 columns */
 #pragma GCC unroll 2
-        for (int i = 0; i < FAR_PREFETCHES; i++, far += far_step) _mm_prefetch(far, _MM_HINT_T1);
-#pragma GCC unroll 8
-        for (int k = 0; k < sub / 4; k++) {
-            __m512i weights[2];
-#pragma GCC unroll 2
-            for (int r = 0; r < R; r++) weights[r] = w[r].w[s * (sub / 4) + k];
+        for (int part = 0; part < parts; part++, q += sub) {
+            const int s = b * parts + part;
+            __m512i isum[2][GROUP_TOKENS];
 #pragma GCC unroll 6
-            for (int t = 0; t < T; t++) {
-                __m512i four = load_four(q + (size_t)t * ld_q + 4 * k);
+            for (int t = 0; t < T; t++) /* the next group's */
+                _mm_prefetch((const char *)(q + (size_t)(t + GROUP_TOKENS) * ld_q), _MM_HINT_T0);
 #pragma GCC unroll 2
-                for (int r = 0; r < R; r++) isum[r][t] = _mm512_dpbusd_epi32(isum[r][t], weights[r], four);
-            }
+            for (int i = 0; i < FAR_PREFETCHES; i++, far += far_step) _mm_prefetch(far, _MM_HINT_T1);
+            multiply_sub_block(isum, w, a, q, s, ld_q, R, T, sub);
+#pragma GCC unroll 6
+            for (int t = 0; t < T; t++)
+#pragma GCC unroll 2
+                for (int r = 0; r < R; r++) {
+                    __m512 v = _mm512_cvtepi32_ps(isum[r][t]);
+                    /* Products with factors and their sums are integers below 2^24: exact. */
+                    sum[r][t] = parts == 1  ? v
+                                : part == 0 ? _mm512_mul_ps(v, w[r].factor[s])
+                                            : _mm512_fmadd_ps(v, w[r].factor[s], sum[r][t]);
+                }
         }
-        const float *scales = a->scale + s * sub / ACT_BLOCK;
 #pragma GCC unroll 6
         for (int t = 0; t < T; t++) {
-            __m512 scale = _mm512_set1_ps(scales[(size_t)t * ld_scale]);
+            __m512 scale = _mm512_set1_ps(a->scale[(size_t)t * ld_scale + (size_t)b]);
 #pragma GCC unroll 2
-            for (int r = 0; r < R; r++)
-                acc[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[r][t]), _mm512_mul_ps(w[r].d[s], scale), acc[r][t]);
+            for (int r = 0; r < R; r++) acc[r][t] = _mm512_fmadd_ps(sum[r][t], _mm512_mul_ps(w[r].d[b], scale), acc[r][t]);
         }
     }
 #pragma GCC unroll 2

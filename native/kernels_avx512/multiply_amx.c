@@ -49,7 +49,7 @@ struct progress {
     const __m512i *w;
     int left;          /* pairs of this group */
     const float *scale;
-    const __m512 *d;
+    const __m512 *d, *factor; /* of 32 columns, of a sub-block of 16 */
     int taking_left;
     struct amx_sums *sums;
     bool first;        /* the sums begin here, from 0 */
@@ -118,16 +118,34 @@ INLINE __m512 magic_float(__m512i v)
     return _mm512_sub_ps(_mm512_castsi512_ps(v), _mm512_set1_ps(0x1.8p23f));
 }
 
+/* Before token t of as many sub-blocks: their share of the requests. */
+INLINE void fetch_far(struct progress *p, int t, const int sub_blocks)
+{
+    if (t % (AMX_TOKENS / FAR_OF_PIECE / sub_blocks)) return;
+    _mm_prefetch(p->far, _MM_HINT_T1);
+    _mm_prefetch(p->far + p->piece, _MM_HINT_T1);
+    p->far += p->step;
+}
+
+/* A sub-block of 32. */
 INLINE void take_sub_block(struct progress *p, const __m512i *sum, const float *scale, __m512 d)
 {
 #pragma GCC unroll 16
     for (int t = 0; t < AMX_TOKENS; t++) {
-        if (t % (AMX_TOKENS / FAR_OF_PIECE) == 0) {
-            _mm_prefetch(p->far, _MM_HINT_T1);
-            _mm_prefetch(p->far + p->piece, _MM_HINT_T1);
-            p->far += p->step;
-        }
+        fetch_far(p, t, 1);
         p->acc[t] = _mm512_fmadd_ps(magic_float(sum[t]), _mm512_mul_ps(d, _mm512_set1_ps(scale[t])), p->acc[t]);
+    }
+}
+
+/* Two sub-blocks of 16. Products with their factors and the sums of these are integers below 2^24: exact. */
+INLINE void take_halves(struct progress *p, __m512i sum[2][AMX_TOKENS])
+{
+    __m512 d = p->d[0], factor[2] = {p->factor[0], p->factor[1]};
+#pragma GCC unroll 16
+    for (int t = 0; t < AMX_TOKENS; t++) {
+        fetch_far(p, t, 2);
+        __m512 both = _mm512_fmadd_ps(magic_float(sum[1][t]), factor[1], _mm512_mul_ps(magic_float(sum[0][t]), factor[0]));
+        p->acc[t] = _mm512_fmadd_ps(both, _mm512_mul_ps(d, _mm512_set1_ps(p->scale[t])), p->acc[t]);
     }
 }
 
@@ -138,17 +156,23 @@ INLINE void take_pair(struct progress *p, __m512i sum[2][AMX_TOKENS], int n_pair
 #pragma GCC unroll 16
         for (int t = 0; t < AMX_TOKENS; t++) p->acc[t] = p->first ? _mm512_setzero_ps() : p->sums->acc[t];
     }
-    take_sub_block(p, sum[0], p->scale, p->d[0]);
-    if (p->taking_left > 1 || !odd_end) take_sub_block(p, sum[1], p->scale + (blocks - 1) * AMX_TOKENS, p->d[1]);
+    if (sub == 16) {
+        take_halves(p, sum);
+        p->factor += 2;
+    } else {
+        take_sub_block(p, sum[0], p->scale, p->d[0]);
+        if (p->taking_left > 1 || !odd_end) take_sub_block(p, sum[1], p->scale + AMX_TOKENS, p->d[1]);
+    }
     p->scale += blocks * AMX_TOKENS;
-    p->d += 2;
+    p->d += blocks;
     if (--p->taking_left) return;
 #pragma GCC unroll 16
     for (int t = 0; t < AMX_TOKENS; t++) p->sums->acc[t] = p->acc[t];
     p->taking_left = n_pairs;
     p->sums++;
     p->scale += (int)(sizeof(struct amx_group) / sizeof *p->scale) - n_pairs * blocks * AMX_TOKENS;
-    p->d -= n_pairs * 2;
+    p->d -= n_pairs * blocks;
+    if (sub == 16) p->factor -= n_pairs * 2;
 }
 
 /* Some of the rows that are unpacked next, and on to others. */
@@ -171,7 +195,7 @@ INLINE void products(struct amx_sums *c, const struct tile *w, const struct amx_
     __m512i sum[2][2][AMX_TOKENS];
     int n_pairs = (n_sub + 1) / 2, n = n_groups * n_pairs;
     bool odd_end = n_sub % 2;
-    struct progress p = {.q = a->q[0][0], .w = w->w, .left = n_pairs, .scale = a->scale[0], .d = w->d,
+    struct progress p = {.q = a->q[0][0], .w = w->w, .left = n_pairs, .scale = a->scale[0], .d = w->d, .factor = w->factor,
                          .taking_left = n_pairs, .sums = c, .first = first, .far = ahead->far, .piece = ahead->piece,
                          .step = ahead->bytes / (size_t)(2 * n * FAR_OF_PIECE) + 1};
     struct amx_ahead near = *ahead;

@@ -14,6 +14,7 @@
 
 struct sums {
     __m512 acc[STREAM_TOKENS], macc[STREAM_TOKENS];
+    __m512 first_half[STREAM_TOKENS]; /* of 32 columns, in sub-blocks of 16: the integer sum times its factor */
     const struct act_rows *a;
     int n_tokens;
 };
@@ -32,8 +33,8 @@ struct steps {
 };
 
 /* Sub-block s against T tokens from t0. */
-INLINE void multiply_tokens(struct sums *c, int t0, int s, const __m512i *w, __m512 d, __m512 m, const int T, const int sub,
-                            const int zero, const bool has_min, const struct steps by)
+INLINE void multiply_tokens(struct sums *c, int t0, int s, const __m512i *w, __m512 d, __m512 factor, __m512 m, const int T,
+                            const int sub, const int zero, const bool has_min, const struct steps by)
 {
     const struct act_rows *a = c->a;
     /* Eight VPDPBUSD in a row take 40 cycles, longer than all that waits with them: so two sums. */
@@ -56,21 +57,24 @@ INLINE void multiply_tokens(struct sums *c, int t0, int s, const __m512i *w, __m
     for (int t = 0; t < T; t++) {
         const float *scale = a->scale + (size_t)(t0 + t) * by.scale + (size_t)(s * sub / ACT_BLOCK) * by.dword;
         const float *fsum = a->fsum + (size_t)(t0 + t) * by.sub + (size_t)s * by.dword;
-        __m512i sum = two ? _mm512_add_epi32(isum[t], odd[t]) : isum[t];
-        __m512 product = _mm512_mul_ps(d, _mm512_set1_ps(*scale));
-        c->acc[t0 + t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), product, c->acc[t0 + t]);
+        __m512 sum = _mm512_cvtepi32_ps(two ? _mm512_add_epi32(isum[t], odd[t]) : isum[t]);
+        /* Products with factors and their sums are integers below 2^24: exact. */
+        if (sub == 16 && s % 2 == 0) c->first_half[t0 + t] = _mm512_mul_ps(sum, factor);
+        if (sub == 16 && s % 2 == 1) sum = _mm512_fmadd_ps(sum, factor, c->first_half[t0 + t]);
+        if (sub == 32 || s % 2 == 1)
+            c->acc[t0 + t] = _mm512_fmadd_ps(sum, _mm512_mul_ps(d, _mm512_set1_ps(*scale)), c->acc[t0 + t]);
         if (has_min) c->macc[t0 + t] = _mm512_fmadd_ps(m, _mm512_set1_ps(*fsum), c->macc[t0 + t]);
     }
 }
 
 /* The same against all of them. */
-INLINE void multiply_all(struct sums *c, int s, const __m512i *w, __m512 d, __m512 m, const int sub, const int zero,
-                         const bool has_min)
+INLINE void multiply_all(struct sums *c, int s, const __m512i *w, __m512 d, __m512 factor, __m512 m, const int sub,
+                         const int zero, const bool has_min)
 {
     const struct steps by = {c->a->ld_q, c->a->ld_scale, c->a->ld_sub, 1};
     int t = 0;
-    for (; t + 4 <= c->n_tokens; t += 4) multiply_tokens(c, t, s, w, d, m, 4, sub, zero, has_min, by);
-    for (; t < c->n_tokens; t++) multiply_tokens(c, t, s, w, d, m, 1, sub, zero, has_min, by);
+    for (; t + 4 <= c->n_tokens; t += 4) multiply_tokens(c, t, s, w, d, factor, m, 4, sub, zero, has_min, by);
+    for (; t < c->n_tokens; t++) multiply_tokens(c, t, s, w, d, factor, m, 1, sub, zero, has_min, by);
 }
 
 INLINE void store_sums(__m512 *y, const struct sums *c, int n_tokens, const bool has_min)
@@ -95,9 +99,9 @@ INLINE struct rows known(const struct rows *r, const bool runs)
         store_sums(y, &c, T, has_min);                                                                                     \
     }
 #define DEFINE_T(name, block, sub, zero, has_min, T)                                                                       \
-    INLINE void multiply_##name##_##T(void *ctx, int s, const __m512i *w, __m512 d, __m512 m)                              \
+    INLINE void multiply_##name##_##T(void *ctx, int s, const __m512i *w, __m512 d, __m512 f, __m512 m)                    \
     {                                                                                                                      \
-        multiply_tokens(ctx, 0, s, w, d, m, T, sub, zero, has_min, (struct steps){4, 1, 1, SIDE_STEP(T)});                 \
+        multiply_tokens(ctx, 0, s, w, d, f, m, T, sub, zero, has_min, (struct steps){4, 1, 1, SIDE_STEP(T)});              \
     }                                                                                                                      \
     DEFINE_WALK(name, has_min, T, 0)                                                                                       \
     DEFINE_WALK(name, has_min, T, 1)
@@ -106,9 +110,9 @@ INLINE struct rows known(const struct rows *r, const bool runs)
     DEFINE_T(name, block, sub, zero, has_min, 2)                                                                           \
     DEFINE_T(name, block, sub, zero, has_min, 3)                                                                           \
     DEFINE_T(name, block, sub, zero, has_min, 4)                                                                           \
-    INLINE void multiply_##name(void *ctx, int s, const __m512i *w, __m512 d, __m512 m)                                    \
+    INLINE void multiply_##name(void *ctx, int s, const __m512i *w, __m512 d, __m512 f, __m512 m)                          \
     {                                                                                                                      \
-        multiply_all(ctx, s, w, d, m, sub, zero, has_min);                                                                 \
+        multiply_all(ctx, s, w, d, f, m, sub, zero, has_min);                                                              \
     }                                                                                                                      \
     static void stream_##name(__m512 *y, const struct rows *r, int n_blocks, const struct act_rows *a, int n)              \
     {                                                                                                                      \

@@ -55,8 +55,9 @@ enum {
 /* A slab of 16 weight rows, unpacked. */
 struct tile {
     __m512i w[SLAB / 4]; /* [k/4]: bytes k..k+3 of each row, unsigned */
-    __m512 d[SLAB / 16]; /* [sub-block] */
-    __m512 m[SLAB / 16]; /* [sub-block], formats with a minimum only */
+    __m512 d[SLAB / ACT_BLOCK]; /* of 32 columns each */
+    __m512 factor[SLAB / 16];   /* [sub-block], integers, formats with sub-blocks of 16 only */
+    __m512 m[SLAB / 16];        /* [sub-block], formats with a minimum only */
 };
 
 typedef void unpack_fn(struct tile *out, const struct rows *r, int n_blocks);

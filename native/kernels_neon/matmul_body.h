@@ -27,13 +27,20 @@ INLINE void multiply(float (*acc)[NEON_TILE], const struct neon_tile *tile, cons
     const float *scale = a->scale + (size_t)t * blocks + (size_t)(k / ACT_BLOCK);
     float32x4_t sum[TOKENS];
     for (int i = 0; i < n_t; i++) sum[i] = vld1q_f32(acc[i]);
-    for (int j = 0; j < n / sub; j++) {
+    const int parts = ACT_BLOCK / sub;
+    for (int b = 0; b < n / ACT_BLOCK; b++) {
         int32x4_t isum[TOKENS]; /* lane = weight row */
-        dot(isum, tile, j * sub, q + j * sub, row, n_t, sub);
-        float32x4_t d = vld1q_f32(tile->d[j]);
+        dot(isum, tile, b * ACT_BLOCK, q + b * ACT_BLOCK, row, n_t, sub);
+        if (parts == 2) {
+            int32x4_t half[TOKENS], first = vld1q_s32(tile->factor[2 * b]), second = vld1q_s32(tile->factor[2 * b + 1]);
+            dot(half, tile, b * ACT_BLOCK + sub, q + b * ACT_BLOCK + sub, row, n_t, sub);
+#pragma GCC unroll 4
+            for (int i = 0; i < n_t; i++) isum[i] = vmlaq_s32(vmulq_s32(isum[i], first), half[i], second);
+        }
+        float32x4_t d = vld1q_f32(tile->d[b]);
 #pragma GCC unroll 4
         for (int i = 0; i < n_t; i++) {
-            float32x4_t ds = vmulq_n_f32(d, scale[(size_t)i * blocks + (size_t)(j * sub / ACT_BLOCK)]);
+            float32x4_t ds = vmulq_n_f32(d, scale[(size_t)i * blocks + (size_t)b]);
             sum[i] = vfmaq_f32(sum[i], vcvtq_f32_s32(isum[i]), ds);
         }
     }
@@ -101,16 +108,19 @@ static void fill_tile(struct neon_tile *tile, const struct quant_format *f, cons
         int row = r + i < row1 ? r + i : row1 - 1;
         const uint8_t *p = (const uint8_t *)w->data + (size_t)row * w->row_bytes + at;
         const uint8_t *ahead = p + NEON_TILE * w->row_bytes;
-        float (*d)[NEON_TILE] = (float (*)[NEON_TILE])&tile->d[0][i], (*m)[NEON_TILE] = (float (*)[NEON_TILE])&tile->m[0][i];
+        struct neon_row to = {tile->q[i], (float (*)[NEON_TILE])&tile->d[0][i], (int32_t (*)[NEON_TILE])&tile->factor[0][i],
+                              (float (*)[NEON_TILE])&tile->m[0][i]};
         for (int c = 0; c < n; c += f->block, p += f->block_bytes, ahead += f->block_bytes) {
             __builtin_prefetch(ahead);
             if (f->block_bytes > 64) {
                 __builtin_prefetch(ahead + 64);
                 __builtin_prefetch(ahead + 128);
             }
-            unpack(tile->q[i] + c, d, m, p);
-            d += per_block;
-            m += per_block;
+            unpack(&to, p);
+            to.q += f->block;
+            to.d += f->block / ACT_BLOCK;
+            to.factor += per_block;
+            to.m += per_block;
         }
     }
     arrange(tile, n);

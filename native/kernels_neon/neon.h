@@ -17,12 +17,21 @@ enum {
 
 struct neon_tile {
     int8_t q[NEON_TILE][NEON_SLAB];
-    float d[NEON_SLAB / 16][NEON_TILE]; /* [sub-block][row] */
-    float m[NEON_SLAB / 16][NEON_TILE]; /* the same; formats with a minimum only */
+    float d[NEON_SLAB / ACT_BLOCK][NEON_TILE];    /* [32 columns][row] */
+    int32_t factor[NEON_SLAB / 16][NEON_TILE];    /* [sub-block][row], formats with sub-blocks of 16 only: their integer scales */
+    float m[NEON_SLAB / 16][NEON_TILE];           /* [sub-block][row], formats with a minimum only */
 };
 
-/* One block into a row of a tile: q[0..block), d[j][0] and m[j][0] for its sub-blocks j. */
-typedef void neon_unpack_fn(int8_t *q, float (*d)[NEON_TILE], float (*m)[NEON_TILE], const void *block);
+/* One row of a tile from some column on: [i][0] is the row's. */
+struct neon_row {
+    int8_t *q;
+    float (*d)[NEON_TILE];
+    int32_t (*factor)[NEON_TILE];
+    float (*m)[NEON_TILE];
+};
+
+/* One block into a row of a tile. */
+typedef void neon_unpack_fn(const struct neon_row *to, const void *block);
 extern neon_unpack_fn *const neon_unpack[TYPE_COUNT]; /* NULL for types that are not quantized */
 
 typedef void neon_matmul_fn(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,

@@ -1,5 +1,5 @@
-/* AVX-512 and AMX, emulated: what the kernels of native/kernels_avx512 use of them, one lane at a time, for tests on
- * processors that have neither. Found instead of the compiler's header where REDIS_INFER_EMULATE is on.
+/* AVX-512, AMX and AVX-VNNI, emulated: what the kernels of native/kernels_avx512 and kernels_avx2 use of them, one lane at a
+ * time, for tests on processors that have none of them. Found instead of the compiler's header where REDIS_INFER_EMULATE is on.
  *
  * Each function is the intrinsic of its name in Intel's Intrinsics Guide, bit for bit, but for these: what is undefined there is
  * nonsense here (casts to wider registers), what would end the process ends it (a tile instruction whose tiles do not fit), and
@@ -285,15 +285,16 @@ EMULATED __mmask8 _mm_cmplt_epu32_mask(__m128i a, __m128i b)
     return (__mmask8)r;
 }
 /* sum + the products of four unsigned bytes of a and four signed ones of b: even bytes, then odd ones, by products of words. */
+EMULATED __m256i _mm256_dpbusd_avx_epi32(__m256i sum, __m256i a, __m256i b)
+{
+    __m256i even = _mm256_madd_epi16(_mm256_and_si256(a, _mm256_set1_epi16(0xff)), _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
+    __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(a, 8), _mm256_srai_epi16(b, 8));
+    return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
+}
 EMULATED __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b)
 {
     emulated r;
-    for (int h = 0; h < 2; h++) {
-        __m256i even = _mm256_madd_epi16(_mm256_and_si256(HI(a), _mm256_set1_epi16(0xff)),
-                                         _mm256_srai_epi16(_mm256_slli_epi16(HI(b), 8), 8));
-        __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(HI(a), 8), _mm256_srai_epi16(HI(b), 8));
-        r.half_i[h] = _mm256_add_epi32(HI(sum), _mm256_add_epi32(even, odd));
-    }
+    for (int h = 0; h < 2; h++) r.half_i[h] = _mm256_dpbusd_avx_epi32(HI(sum), HI(a), HI(b));
     return r.i;
 }
 EMULATED uint64_t emulated_rotated(uint64_t v, unsigned n) { return n % 64 ? v >> n % 64 | v << (64 - n % 64) : v; }

@@ -362,10 +362,11 @@ static void check_reference(enum tensor_type type)
                     if (i % f->block == 0)
                         f->unpack(&u, p.weights + (size_t)r * p.row_bytes + (size_t)(i / f->block) * f->block_bytes);
                     int e = i % f->block, j = e / f->sub;
+                    double d = (double)u.d[e / ACT_BLOCK] * (f->sub == 16 ? u.factor[j] : 1);
                     double q = fabs((double)p.act.q[(size_t)t * (size_t)n + (size_t)i]);
                     double scale = (double)p.act.scale[((size_t)t * (size_t)n + (size_t)i) / 32];
                     rounding += fabs((double)w[i]) * scale * (0.5 + 127 * 3 * 0x1p-24);
-                    magnitude += (fabs((double)u.q[e] * (double)u.d[j]) + (f->has_min ? fabs((double)u.m[j]) : 0)) * q * scale;
+                    magnitude += (fabs((double)u.q[e] * d) + (f->has_min ? fabs((double)u.m[j]) : 0)) * q * scale;
                 }
                 bound = rounding + ((double)n / f->sub + 3) * 0x1p-24 * magnitude;
             }
@@ -393,7 +394,9 @@ static void unpacked_blocks_are_the_dequantized_values(void)
             f->unpack(&u, block);
             dequantize_row((enum tensor_type)t, block, values, f->block);
             for (int e = 0; e < f->block; e++) {
-                float v = u.d[e / f->sub] * (float)u.q[e];
+                float d = u.d[e / ACT_BLOCK];
+                if (f->sub == 16) d *= (float)u.factor[e / 16];
+                float v = d * (float)u.q[e];
                 if (f->has_min) v -= u.m[e / f->sub];
                 CHECKF(v == values[e], "%s element %d: %a, dequantized %a", tensor_type_name((uint32_t)t), e, (double)v,
                        (double)values[e]);
