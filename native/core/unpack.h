@@ -1,9 +1,9 @@
 /* The one shape of all quantized formats: sub-blocks of small integers.
  *
- * Every format stands for w = d*q - m with one d (and one m, where it has
- * minimums) for each run of 32 elements, or w = d*factor*q - m with a small integer factor and one m for each run
- * of 16. Formats differ only in how their
- * bits unpack into that, and this is the definition of how. Pure functions, any thread. */
+ * Every format stands for w = d*q - m with one d (and one m, where it has minimums) for each
+ * sub-block of 32 elements, or for w = d*factor*q - m with a small integer factor (and one m) for
+ * each sub-block of 16. Formats differ only in how their bits unpack into that, and this is the
+ * definition of how. Pure functions, any thread. */
 #ifndef INFER_UNPACK_H
 #define INFER_UNPACK_H
 

@@ -12,7 +12,7 @@
  * more of them share a tile that was packed into L1 first (pack, matmul). Both give the same
  * bits, so where one takes over from the other is a matter of speed alone. */
 
-enum { AVX2_SLAB = 1024 }; /* elements of a row that are packed at a time: 28 KB in all */
+enum { AVX2_SLAB = 1024 }; /* elements of a row that are packed at a time: 26 KB in all */
 
 /* A slab of a tile as the multiplication reads it. */
 struct avx2_packed {

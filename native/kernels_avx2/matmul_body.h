@@ -5,8 +5,8 @@
  *
  * Register blocking: for each 4 elements there are 2 loads of weights (16 rows), a broadcast for each token
  * and 2 products for each token, so that with 4 tokens there are 8 products to 6
- * loads, and the eight integer sums fill half of the registers. The float sums are updated once in a
- * sub-block and live in L1; minimums have a loop of their own, where they stay in registers. */
+ * loads, and the eight integer sums fill half of the registers. The float sums are updated once for
+ * ACT_BLOCK elements and live in L1; minimums have a loop of their own, where they stay in registers. */
 #include "avx2.h"
 #include "correction.h"
 
