@@ -31,6 +31,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kv_head.h"
 #include "platform.h"
 #include "product.h"
 
@@ -88,6 +89,7 @@ struct decoder {
     int n_att;         /* n_head * v_dim */
     int q_unit, kv_unit; /* heads that a chunk of Q, of K and V has: whole heads and whole tiles of rows */
     int query_rows;
+    size_t q_stride;   /* k_dim, made even */
     bool quantize_heads_later; /* v_dim is no multiple of ACT_BLOCK */
     double *frequency; /* [n_rot/2] radians per position */
 
@@ -105,6 +107,8 @@ struct decoder {
     float *x;          /* [max_tokens, n_embd] the residual stream */
     struct act input;  /* [2 * max_tokens, n_embd] normalized x, with rounding errors or without: fine_row */
     float *q, *k_out, *v_out; /* [max_tokens, n_q] [max_tokens, n_k] [max_tokens, n_v] */
+    int16_t *q_narrow; /* [max_tokens, n_head, q_stride]: q, as attention takes it */
+    float *q_scale;    /* [max_tokens, n_head], 1/sqrt(k_dim) in it */
     struct act heads;  /* [max_tokens, n_att] attention's output */
     struct act hidden; /* [max_tokens, n_ff] silu(gate) * up */
     float *input_x, *heads_x, *hidden_x; /* their x, to write; hidden_x only where a down matrix is float */
@@ -253,9 +257,8 @@ static void keys_and_values(struct decoder *d, struct local *mine, int layer, in
             if (l->bk) k->add(k_head, l->bk + h * hp->k_dim, hp->k_dim);
             if (l->bv) k->add(v_head, l->bv + h * hp->v_dim, hp->v_dim);
             finish_head(d, k_head, l->k_norm, t0 + i);
-            uint16_t *page = b->seq->pages[b->pos / KV_PAGE]->data;
-            k->kv_store(page + kv_k_offset(hp, layer, h), page + kv_v_offset(hp, layer, h), k_head, v_head, hp->k_dim,
-                        hp->v_dim, b->pos % KV_PAGE);
+            struct kv_head head = kv_head_of(hp, b->seq->pages[b->pos / KV_PAGE], layer, h);
+            kv_head_store(k, &head, k_head, v_head, hp->k_dim, hp->v_dim, b->pos % KV_PAGE);
         }
 }
 
@@ -272,14 +275,15 @@ static void queries(struct decoder *d, int layer, int head0, int head1, const st
             float *q_head = q + (size_t)i * n_q + h * hp->k_dim;
             if (l->bq) d->k->add(q_head, l->bq + h * hp->k_dim, hp->k_dim);
             finish_head(d, q_head, l->q_norm, t0 + i);
-            for (int j = 0; j < hp->k_dim; j++) q_head[j] *= scale;
+            size_t at = (size_t)(t0 + i) * (size_t)hp->n_head + (size_t)h;
+            d->q_scale[at] = d->k->narrow(d->q_narrow + at * d->q_stride, q_head, hp->k_dim, NARROW_BY_LENGTH) * scale;
         }
 }
 
 static int smaller(int a, int b) { return a < b ? a : b; }
 static int larger(int a, int b) { return a > b ? a : b; }
 
-/* Q, K and V of the input: rotated queries into d->q, rotated keys and values into the pages. */
+/* Q, K and V of the input: rotated queries into d->q_narrow, rotated keys and values into the pages. */
 static void project_qkv(struct pool_thread *t, struct decoder *d, struct local *mine, int layer, const struct act *input)
 {
     const struct hparams *hp = &d->m->hp;
@@ -297,12 +301,9 @@ static void project_qkv(struct pool_thread *t, struct decoder *d, struct local *
 }
 
 /* Page i of a span, where the group's head begins in it. */
-static void span_page(const struct decoder *d, int layer, const struct query_group *g, int span, int i, const uint16_t **k,
-                      const uint16_t **v)
+static struct kv_head span_page(const struct decoder *d, int layer, const struct query_group *g, int span, int i)
 {
-    const uint16_t *page = g->seq->pages[span * SPAN_PAGES + i]->data;
-    *k = page + kv_k_offset(&d->m->hp, layer, g->head);
-    *v = page + kv_v_offset(&d->m->hp, layer, g->head);
+    return kv_head_of(&d->m->hp, g->seq->pages[span * SPAN_PAGES + i], layer, g->head);
 }
 
 /* One span of one group: m, l [n_rows], acc [n_rows, v_dim]. next_g, next_span: what this thread is
@@ -311,21 +312,21 @@ static void attend_span(const struct decoder *d, int layer, const struct query_g
                         const struct query_group *next_g, int next_span, float *m, float *l, float *acc, void *scratch)
 {
     const struct hparams *hp = &d->m->hp;
-    const float *q[QUERY_ROWS];
-    int n_keys[QUERY_ROWS], most = 0;
+    struct kv_query rows[QUERY_ROWS];
+    int most = 0;
     for (int i = 0; i < g->n_rows; i++) {
         int token = (g->row + i) / d->group, head = g->head * d->group + (g->row + i) % d->group;
-        q[i] = d->q + (size_t)(g->token + token) * (size_t)hp->n_q + head * hp->k_dim;
+        size_t at = (size_t)(g->token + token) * (size_t)hp->n_head + (size_t)head;
         int seen = g->pos + token + 1 - span * SPAN_KEYS;
-        n_keys[i] = seen < 0 ? 0 : seen > SPAN_KEYS ? SPAN_KEYS : seen;
-        if (n_keys[i] > most) most = n_keys[i];
+        seen = seen < 0 ? 0 : seen > SPAN_KEYS ? SPAN_KEYS : seen;
+        rows[i] = (struct kv_query){.q = d->q_narrow + at * d->q_stride, .scale = d->q_scale[at], .n_keys = seen};
+        if (seen > most) most = seen;
     }
-    const uint16_t *k_pages[SPAN_PAGES + 1], *v_pages[SPAN_PAGES + 1];
+    struct kv_head pages[SPAN_PAGES + 1];
     int n_pages = 0;
-    for (; n_pages * KV_PAGE < most; n_pages++) span_page(d, layer, g, span, n_pages, &k_pages[n_pages], &v_pages[n_pages]);
-    k_pages[n_pages] = v_pages[n_pages] = NULL;
-    if (next_g) span_page(d, layer, next_g, next_span, 0, &k_pages[n_pages], &v_pages[n_pages]);
-    d->k->attend(q, n_keys, g->n_rows, hp->k_dim, hp->v_dim, k_pages, v_pages, m, l, acc, scratch);
+    for (; n_pages * KV_PAGE < most; n_pages++) pages[n_pages] = span_page(d, layer, g, span, n_pages);
+    pages[n_pages] = next_g ? span_page(d, layer, next_g, next_span, 0) : (struct kv_head){NULL, NULL};
+    d->k->attend(rows, g->n_rows, hp->k_dim, hp->v_dim, pages, m, l, acc, scratch);
 }
 
 /* Merges a later span's partial sums into those of the spans before it. */
@@ -660,6 +661,8 @@ static void lay_out(struct decoder *d, struct arena *a)
     d->x = arena_take(a, n * n_embd, sizeof *d->x);
     d->input = arena_take_act(a, 2 * n, hp->n_embd, &d->input_x);
     d->q = arena_take(a, n * (size_t)hp->n_q, sizeof *d->q);
+    d->q_narrow = arena_take(a, n * (size_t)hp->n_head * d->q_stride, sizeof *d->q_narrow);
+    d->q_scale = arena_take(a, n * (size_t)hp->n_head, sizeof *d->q_scale);
     d->k_out = arena_take(a, n * (size_t)hp->n_k, sizeof *d->k_out);
     d->v_out = arena_take(a, n * (size_t)hp->n_v, sizeof *d->v_out);
     d->heads = arena_take_act(a, n, d->n_att, &d->heads_x);
@@ -697,6 +700,7 @@ struct decoder *decoder_create(const struct model *m, const struct kernels *k, i
     d->q_unit = heads_of_whole_tiles(hp->k_dim, hp->k_dim);
     d->kv_unit = heads_of_whole_tiles(hp->k_dim, hp->v_dim);
     d->query_rows = LOCAL_FLOATS / hp->v_dim < QUERY_ROWS ? LOCAL_FLOATS / hp->v_dim : QUERY_ROWS;
+    d->q_stride = ((size_t)hp->k_dim + 1) / 2 * 2;
     d->quantize_heads_later = hp->v_dim % ACT_BLOCK != 0;
 
     /* Each sequence of a batch may leave its last block of rows unfilled. */

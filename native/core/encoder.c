@@ -13,7 +13,7 @@
  *
  * Every thread of the pool runs forward() from top to bottom; a phase is work shared in chunks, and a barrier
  * ends it. K and V of one layer at a time lie in pages like those of the KV cache, which is what the attention
- * kernel reads: float16, K transposed.
+ * kernel reads: 16-bit integers with scales.
  *
  * Precision. Matrices of 16-bit floats are split into two planes of int8 (planes.h) when the encoder is made, and
  * multiplied with int8 activations and with the rounding errors of these, which are quantized too: nearly as exact as
@@ -31,6 +31,7 @@
 #include <string.h>
 
 #include "embed.h"
+#include "kv_head.h"
 #include "loader.h"
 #include "planes.h"
 #include "platform.h"
@@ -89,6 +90,7 @@ struct encoder {
     size_t planes_bytes;
     int max_tokens, max_pages;
     int head_unit;             /* fewest heads that a chunk of Q, K and V has: whole tiles of rows */
+    size_t q_stride;           /* head_dim, made even */
     bool quantize_heads_later; /* head_dim is no multiple of ACT_BLOCK */
 
     /* The step. */
@@ -103,7 +105,10 @@ struct encoder {
     float *x;                  /* [max_tokens, n_embd] the stream */
     struct input input;        /* [2 * max_tokens, n_embd] x */
     float *q, *k_out, *v_out;  /* [max_tokens, n_embd] */
-    uint16_t *pages;           /* [max_pages][n_head] of K [head_dim, KV_PAGE], V [KV_PAGE, head_dim] */
+    int16_t *q_narrow;         /* [max_tokens, n_head, q_stride]: q, as attention takes it */
+    float *q_scale;            /* [max_tokens, n_head], 1/sqrt(head_dim) in it */
+    int16_t *pages;            /* [max_pages, n_head] integers of a struct kv_head, */
+    uint16_t *scales;          /* and their scales */
     struct input heads;        /* [2 * max_tokens, n_embd] attention's output */
     struct input hidden;       /* [2 * max_tokens, n_ff] gelu(up) */
     float *heads_x, *hidden_x; /* their floats, to write; hidden_x only where a down matrix is float */
@@ -209,15 +214,11 @@ static int rows_of_chunk(const struct pool_thread *t, const struct encoder *e, i
     return rows;
 }
 
-static uint16_t *page_k(const struct encoder *e, int page, int head)
+static struct kv_head page_of(const struct encoder *e, int page, int head)
 {
-    size_t head_dim = (size_t)e->m->hp.head_dim;
-    return e->pages + ((size_t)page * (size_t)e->m->hp.n_head + (size_t)head) * 2 * KV_PAGE * head_dim;
-}
-
-static uint16_t *page_v(const struct encoder *e, int page, int head)
-{
-    return page_k(e, page, head) + (size_t)KV_PAGE * (size_t)e->m->hp.head_dim;
+    size_t at = (size_t)page * (size_t)e->m->hp.n_head + (size_t)head;
+    return (struct kv_head){.data = e->pages + at * kv_count(e->m->hp.head_dim, e->m->hp.head_dim),
+                            .scale = e->scales + at * KV_SCALES};
 }
 
 /* ---- the phases, in the order of forward() ---- */
@@ -239,7 +240,7 @@ static void embed(struct pool_thread *t, struct encoder *e)
     }
 }
 
-/* Queries into e->q, scaled; keys and values into the pages. */
+/* Queries into e->q_narrow, keys and values into the pages. */
 static void project_qkv(struct pool_thread *t, struct encoder *e, struct local *mine, int layer)
 {
     const struct bert_hparams *hp = &e->m->hp;
@@ -263,11 +264,13 @@ static void project_qkv(struct pool_thread *t, struct encoder *e, struct local *
             add_bias(e, e->q + at, l->bq, row0, row1 - row0);
             add_bias(e, e->k_out + at, l->bk, row0, row1 - row0);
             add_bias(e, e->v_out + at, l->bv, row0, row1 - row0);
-            for (int j = 0; j < row1 - row0; j++) e->q[at + (size_t)j] *= scale;
             for (int h = head0; h < head1; h++) {
-                size_t head_at = at + (size_t)((h - head0) * head_dim);
-                e->k->kv_store(page_k(e, page, h), page_v(e, page, h), e->k_out + head_at, e->v_out + head_at, head_dim,
-                               head_dim, pos % KV_PAGE);
+                size_t head_at = at + (size_t)((h - head0) * head_dim), q_at = (size_t)i * (size_t)hp->n_head + (size_t)h;
+                e->q_scale[q_at] =
+                    e->k->narrow(e->q_narrow + q_at * e->q_stride, e->q + head_at, head_dim, NARROW_BY_LENGTH) * scale;
+                struct kv_head kv = page_of(e, page, h);
+                kv_head_store(e->k, &kv, e->k_out + head_at, e->v_out + head_at, head_dim, head_dim,
+                              pos % KV_PAGE);
             }
         }
     }
@@ -279,24 +282,21 @@ static void attention(struct pool_thread *t, struct encoder *e, struct local *mi
     const struct bert_hparams *hp = &e->m->hp;
     size_t head_dim = (size_t)hp->head_dim, n_embd = (size_t)hp->n_embd;
     struct wants wants = wants_of(e, &e->layers[layer].wo);
-    const uint16_t *k_pages[MAX_PAGES + 1], *v_pages[MAX_PAGES + 1];
+    struct kv_head pages[MAX_PAGES + 1];
     int at, end;
     while (pool_share(t, e->n_items, 1, &at, &end)) {
         const struct attention_item *item = &e->items[at];
         const struct text *text = &e->texts[item->text];
-        const float *q[QUERY_ROWS];
-        int n_keys[QUERY_ROWS], n_pages = (text->n + KV_PAGE - 1) / KV_PAGE;
+        struct kv_query queries[QUERY_ROWS];
+        int n_pages = (text->n + KV_PAGE - 1) / KV_PAGE;
         float m[QUERY_ROWS], sum[QUERY_ROWS], *acc = mine->tile;
         for (int i = 0; i < item->n_rows; i++) {
-            q[i] = e->q + (size_t)(text->first + item->row + i) * n_embd + (size_t)item->head * head_dim;
-            n_keys[i] = text->n;
+            size_t q_at = (size_t)(text->first + item->row + i) * (size_t)hp->n_head + (size_t)item->head;
+            queries[i] = (struct kv_query){.q = e->q_narrow + q_at * e->q_stride, .scale = e->q_scale[q_at], .n_keys = text->n};
         }
-        for (int p = 0; p < n_pages; p++) {
-            k_pages[p] = page_k(e, text->page + p, item->head);
-            v_pages[p] = page_v(e, text->page + p, item->head);
-        }
-        k_pages[n_pages] = v_pages[n_pages] = NULL;
-        e->k->attend(q, n_keys, item->n_rows, hp->head_dim, hp->head_dim, k_pages, v_pages, m, sum, acc, t->scratch);
+        for (int p = 0; p < n_pages; p++) pages[p] = page_of(e, text->page + p, item->head);
+        pages[n_pages] = (struct kv_head){NULL, NULL};
+        e->k->attend(queries, item->n_rows, hp->head_dim, hp->head_dim, pages, m, sum, acc, t->scratch);
         int token = text->first + item->row, column = item->head * hp->head_dim;
         float *out = e->heads_x + (size_t)token * n_embd + column;
         for (int i = 0; i < item->n_rows; i++) {
@@ -461,9 +461,13 @@ static void lay_out(struct encoder *e, struct arena *a)
     e->input = take_input(a, n, hp->n_embd, NULL);
     e->input.act.x = e->x;
     e->q = arena_take(a, n * n_embd, sizeof *e->q);
+    e->q_narrow = arena_take(a, n * (size_t)hp->n_head * e->q_stride, sizeof *e->q_narrow);
+    e->q_scale = arena_take(a, n * (size_t)hp->n_head, sizeof *e->q_scale);
     e->k_out = arena_take(a, n * n_embd, sizeof *e->k_out);
     e->v_out = arena_take(a, n * n_embd, sizeof *e->v_out);
-    e->pages = arena_take(a, (size_t)e->max_pages * 2 * KV_PAGE * n_embd, sizeof *e->pages);
+    size_t n_kv = (size_t)e->max_pages * (size_t)hp->n_head;
+    e->pages = arena_take(a, n_kv * kv_count(hp->head_dim, hp->head_dim), sizeof *e->pages);
+    e->scales = arena_take(a, n_kv * KV_SCALES, sizeof *e->scales);
     e->heads = take_input(a, n, hp->n_embd, &e->heads_x);
     e->hidden = take_input(a, n, hp->n_ff, float_down ? &e->hidden_x : NULL);
 }
@@ -530,6 +534,7 @@ struct encoder *encoder_create(const struct bert_model *m, const struct kernels 
     e->places = calloc(n_places, sizeof *e->places);
     if (!e->places) goto no_memory;
     fill_places(e);
+    e->q_stride = ((size_t)hp->head_dim + 1) / 2 * 2;
     e->quantize_heads_later = hp->head_dim % ACT_BLOCK != 0;
 
     size_t max_items = ((size_t)max_tokens / (size_t)(LOCAL_FLOATS / LOADER_MAX_HEAD_DIM) + ENCODER_TEXTS) * (size_t)hp->n_head;

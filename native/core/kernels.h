@@ -23,6 +23,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "quant.h"
 
@@ -32,6 +33,16 @@ enum {
     ROW_TILE = 16,       /* weight rows that a kernel takes at once; row ranges start at a multiple */
     KV_PAGE = 64,        /* tokens of a page of the KV cache */
 };
+
+/* Largest magnitudes of attention's 16-bit integers. Two vectors of KEY_LEVELS, which is a vector's length there, not its
+ * largest element, have a product of at most KEY_LEVELS^2 and a little for rounding, whatever their size. */
+enum {
+    KEY_LEVELS = 32767,
+    VALUE_LEVELS = 4095,
+    WEIGHT_LEVELS = 8191,
+};
+_Static_assert((KEY_LEVELS + 16LL) * (KEY_LEVELS + 16) <= INT32_MAX, "so do 1,024 products of lengths rounded up by half a level each");
+_Static_assert((int64_t)KV_PAGE * VALUE_LEVELS * WEIGHT_LEVELS <= INT32_MAX, "a page's weighted values fit into 32 bits");
 
 /* A weight matrix inside the mapped file: row-major, [n_out, n_in]. */
 struct weight {
@@ -52,6 +63,59 @@ struct act {
     int32_t *sum;   /* [n_rows, n/16]: sum of q */
     float *fsum;    /* [n_rows, n/16]: scale * (float)sum, rounded once */
 };
+
+/* Where K and V of one head and KV_PAGE tokens are: 16-bit integers, each token's with a scale of its own. Two neighbours lie
+ * side by side, so that one instruction multiplies both and adds the products: of K two elements of a key, of V
+ * two keys' values. KV_STRIP keys of K, or elements of V, are a strip, whose rows of pairs lie next to each other; V's last strip
+ * may be narrower. So a kernel reads memory from front to back, where it takes a strip at a time. kv_head.h writes it. */
+struct kv_head {
+    int16_t *data;   /* K [KV_PAGE/KV_STRIP, (k_dim+1)/2, KV_STRIP, 2], then V [v_dim/KV_STRIP, KV_PAGE/2, KV_STRIP, 2] */
+    uint16_t *scale; /* of the KV_PAGE keys, then of their values: the upper halves of floats whose lower halves are 0 */
+};
+
+enum {
+    KV_STRIP = 32,
+    KV_SCALES = 2 * KV_PAGE, /* of a head */
+};
+
+/* Integers of K of a head; V begins after them. */
+static inline size_t kv_k_count(int k_dim) { return (size_t)((k_dim + 1) / 2 * 2) * KV_PAGE; }
+
+/* Integers of a head. Its size in bytes is a multiple of 128, of 4096 if k_dim + v_dim is one of 32: heads of common sizes that
+ * lie next to each other begin at pages of memory, which is where the processor's prefetching ends. */
+static inline size_t kv_count(int k_dim, int v_dim) { return kv_k_count(k_dim) + (size_t)v_dim * KV_PAGE; }
+
+/* Where V has element d of the key in slot j, from where V begins. */
+static inline size_t kv_v_at(int v_dim, int j, int d)
+{
+    int strip = d / KV_STRIP * KV_STRIP, width = v_dim - strip < KV_STRIP ? v_dim - strip : KV_STRIP;
+    return (size_t)(strip * KV_PAGE + (j / 2 * width + d - strip) * 2 + j % 2);
+}
+
+/* Where K has element d of the key in slot j. */
+static inline size_t kv_k_at(int k_dim, int j, int d)
+{
+    int n_pairs = (k_dim + 1) / 2;
+    return (size_t)(((j / KV_STRIP * n_pairs + d / 2) * KV_STRIP + j % KV_STRIP) * 2 + d % 2);
+}
+
+/* (bf16_to_f32 of quant.h, to be inlined) */
+static inline float kv_scale(uint16_t upper)
+{
+    uint32_t bits = (uint32_t)upper << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+/* A query as attention takes it. */
+struct kv_query {
+    const int16_t *q; /* [k_dim], and 0 if that is odd; narrow by length */
+    float scale;      /* and 1/sqrt(k_dim) */
+    int n_keys;       /* it sees keys 0..n_keys-1 of the span (>= 0) */
+};
+
+enum narrow_by { NARROW_BY_LENGTH, NARROW_BY_LARGEST };
 
 struct kernels {
     const char *name; /* "scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "neon-dotprod", "neon-i8mm" */
@@ -104,29 +168,30 @@ struct kernels {
      * order: x0' = x0*c - x1*s, x1' = x0*s + x1*c, products and sum rounded separately. */
     void (*rope)(float *x, const float *cos, const float *sin, int n_rot, bool neox);
 
-    /* Puts one token's K and V of one head into slot `slot` of a page: K transposed.
-     * k_page: f16 [head_dim, KV_PAGE]; v_page: f16 [KV_PAGE, head_dim]. Rounds to nearest even. */
-    void (*kv_store)(uint16_t *k_page, uint16_t *v_page, const float *k, const float *v,
-                     int k_dim, int v_dim, int slot);
+    /* A vector as 16-bit integers: x ~ y * the scale that is returned. y has room for an even number; if n is odd, y[n] = 0.
+     * order, by length: s = lanes16 fma(x,x,lane); r = s < KQUANT_TINY ? 0 : sqrtf(s); levels = KEY_LEVELS
+     *        by largest: r = max|x|; levels = VALUE_LEVELS
+     * scale = r / levels, then its lower half rounded up; inv = 1 / scale; y = round half to even(x * inv). NaN, infinities (of s,
+     * too) and nearly zeros as with blocks of activations: kquant_scale_upper in kernels_math.h. */
+    float (*narrow)(int16_t *y, const float *x, int n, enum narrow_by by);
 
-    /* Attention of n_q queries (any mix of heads of a group and of tokens) to one
-     * span of keys that they share, as partial results to be merged.
-     * q: [n_q, k_dim], already scaled by 1/sqrt(k_dim), rows ld_q floats apart by index: q[i] points to row i.
-     * n_keys[i]: query i sees keys 0..n_keys[i]-1 of the span (>= 0).
-     * k_pages, v_pages: one pointer per KV_PAGE keys, as kv_store lays them out, and one more: the page that
-     * the caller will attend to next, which a kernel may prefetch, or NULL.
+    /* Attention of n_q queries (any mix of heads of a group and of tokens) to one span of keys that they share, as
+     * partial results to be merged.
+     * pages: one per KV_PAGE keys, and one more: the page that the caller will attend to next, which a kernel may
+     * prefetch, or pointers of NULL.
      * Out, per query: m (maximum), l (sum), acc [n_q, v_dim] (not divided by l).
      * A query that sees no key gets m = -INFINITY, l = 0, acc = 0. Slots past n_keys are never used
-     * (they may hold anything, NaN too).
+     * (they may hold anything, scales of NaN too).
      * order, pages ascending, for each page where a query sees v > 0 keys:
-     *   s_j = fma(q[d], k[d][j], s_j) for d ascending, from 0
+     *   s_j = (float)(sum over d of q[d] * k[d][j], exact) * (scale of key j * scale of q)
      *   m' = max(m, max s_j) + 0, passing over NaN (kmax); c = kexp(m - m') (0 on the first page);
      *   p_j = kexp(s_j - m'), 0 for unseen j
      *   l = fma(l, c, lanes16 add p_j over the 64 slots)
-     *   acc[d] = acc[d] * c; then acc[d] = fma(p_j, v[j][d], acc[d]) for j ascending over the seen keys
+     *   w_j = p_j * scale of value j, 0 for unseen j; of their largest scale and inv as of kquant_scale with WEIGHT_LEVELS;
+     *   i_j = round half to even(w_j * inv), or 0 where that says so
+     *   acc[d] = fma((float)(sum over j of i_j * v[j][d], exact), scale, acc[d] * c) (0 for acc[d] * c on the first page)
      *   m = m' */
-    void (*attend)(const float *const *q, const int *n_keys, int n_q, int k_dim, int v_dim,
-                   const uint16_t *const *k_pages, const uint16_t *const *v_pages,
+    void (*attend)(const struct kv_query *queries, int n_q, int k_dim, int v_dim, const struct kv_head *pages,
                    float *m, float *l, float *acc, void *scratch);
 
     /* Merges a later span's partial (m2, l2, acc2) into (m, l, acc) of one query.

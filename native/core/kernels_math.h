@@ -102,9 +102,10 @@ static inline float kgelu(float x)
     return x * (x < 0 ? tail : 1.0f - tail);
 }
 
-/* ---- scale of a block of activations ----
+/* ---- scale of a block of activations, or of another vector of integers ----
  *
- * A block whose largest magnitude is below KQUANT_TINY counts as zero: 127/amax must stay finite.
+ * levels: the largest integer's magnitude, 127 for activations.
+ * A block whose largest magnitude is below KQUANT_TINY counts as zero: levels/amax must stay finite.
  * One with a NaN or an infinity gets scale NaN and all q 0, so that every result that
  * depends on it is NaN. The largest magnitude is that of the bits without the sign, as
  * integers: the same order as the floats', with NaN above infinity. */
@@ -117,14 +118,28 @@ static inline uint32_t kabsmax(uint32_t top_bits, float x)
 }
 
 /* Returns the block's scale; *inv is what x is multiplied with, 0: all q are 0. */
-static inline float kquant_scale(uint32_t top_bits, float *inv)
+static inline float kquant_scale(uint32_t top_bits, float levels, float *inv)
 {
     float amax = kfloat_of_bits(top_bits);
     *inv = 0;
     if (top_bits >= 0x7f800000u) return kfloat_of_bits(0x7fc00000u);
     if (amax < KQUANT_TINY) return 0;
-    *inv = 127.0f / amax;
-    return amax / 127.0f;
+    *inv = levels / amax;
+    return amax / levels;
 }
+
+/* The same with a scale that its upper half is all of, so that 16 bits hold it: not smaller, and not by 1 % larger. */
+static inline float kquant_scale_upper(uint32_t top_bits, float levels, float *inv)
+{
+    float scale = kquant_scale(top_bits, levels, inv);
+    if (!(*inv > 0)) return scale;
+    scale = kfloat_of_bits((kbits_of_float(scale) + 0xffffu) & 0xffff0000u);
+    *inv = 1.0f / scale;
+    return scale;
+}
+
+/* A vector's length, as kquant_scale takes it, from the sum of its squares. Where that is so small that squares have lost
+ * digits, the vector counts as zero. */
+static inline uint32_t klength_bits(float squares) { return kbits_of_float(squares < KQUANT_TINY ? 0 : sqrtf(squares)); }
 
 #endif

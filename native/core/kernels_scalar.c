@@ -27,7 +27,7 @@ static void quantize(struct act *a, int row)
         uint32_t top_bits = 0;
         for (int i = 0; i < ACT_BLOCK; i++) top_bits = kabsmax(top_bits, x[i]);
         float inv;
-        a->scale[at] = kquant_scale(top_bits, &inv);
+        a->scale[at] = kquant_scale(top_bits, 127, &inv);
         for (int half = 0; half < 2; half++) {
             int32_t sum = 0;
             for (int i = 0; i < ACT_SUM_BLOCK; i++) {
@@ -192,38 +192,56 @@ static int argmax(const float *x, int n)
 
 /* ---- attention ---- */
 
-static void kv_store(uint16_t *k_page, uint16_t *v_page, const float *k, const float *v, int k_dim, int v_dim,
-                     int slot)
+static float narrow(int16_t *y, const float *x, int n, enum narrow_by by)
 {
-    for (int d = 0; d < k_dim; d++) k_page[d * KV_PAGE + slot] = f32_to_f16(k[d]);
-    for (int d = 0; d < v_dim; d++) v_page[slot * v_dim + d] = f32_to_f16(v[d]);
+    float inv, lane[16] = {0}, levels = by == NARROW_BY_LENGTH ? KEY_LEVELS : VALUE_LEVELS;
+    uint32_t top_bits = 0;
+    for (int i = 0; i < n; i++) {
+        lane[i % 16] = fmaf(x[i], x[i], lane[i % 16]);
+        top_bits = kabsmax(top_bits, x[i]);
+    }
+    if (by == NARROW_BY_LENGTH) top_bits = klength_bits(fold16(lane));
+    float scale = kquant_scale_upper(top_bits, levels, &inv);
+    for (int i = 0; i < n; i++) y[i] = inv > 0 ? (int16_t)nearbyintf(x[i] * inv) : 0;
+    if (n % 2) y[n] = 0;
+    return scale;
 }
 
 /* One query's `seen` keys of a page, merged into its (m, l, acc). */
-static void attend_page(const float *q, int seen, int k_dim, int v_dim, const uint16_t *k_page,
-                        const uint16_t *v_page, bool first, float *m, float *l, float *acc)
+static void attend_page(const struct kv_query *q, int seen, int k_dim, int v_dim, const struct kv_head *page, bool first,
+                        float *m, float *l, float *acc)
 {
-    float s[KV_PAGE] = {0}, lane[16] = {0}, top = *m;
+    const int16_t *v = page->data + kv_k_count(k_dim);
+    float s[KV_PAGE], lane[16] = {0}, top = *m;
     for (int j = 0; j < seen; j++) {
-        for (int d = 0; d < k_dim; d++) s[j] = fmaf(q[d], f16_to_f32(k_page[d * KV_PAGE + j]), s[j]);
+        int32_t sum = 0;
+        for (int d = 0; d < k_dim; d++) sum += q->q[d] * page->data[kv_k_at(k_dim, j, d)];
+        s[j] = (float)sum * (kv_scale(page->scale[j]) * q->scale);
         top = kmax(top, s[j]);
     }
     top += 0.0f;
-    float c = first ? 0 : kexp(*m - top);
+    float c = first ? 0 : kexp(*m - top), inv;
+    uint32_t top_bits = 0;
     for (int j = 0; j < seen; j++) {
         s[j] = kexp(s[j] - top);
         lane[j % 16] += s[j];
+        s[j] *= kv_scale(page->scale[KV_PAGE + j]);
+        top_bits = kabsmax(top_bits, s[j]);
     }
     *l = fmaf(*l, c, fold16(lane));
     *m = top;
-    for (int d = 0; d < v_dim; d++) acc[d] *= c;
-    for (int j = 0; j < seen; j++)
-        for (int d = 0; d < v_dim; d++) acc[d] = fmaf(s[j], f16_to_f32(v_page[j * v_dim + d]), acc[d]);
+    float scale = kquant_scale(top_bits, WEIGHT_LEVELS, &inv);
+    int32_t weight[KV_PAGE];
+    for (int j = 0; j < seen; j++) weight[j] = inv > 0 ? (int32_t)nearbyintf(s[j] * inv) : 0;
+    for (int d = 0; d < v_dim; d++) {
+        int32_t sum = 0;
+        for (int j = 0; j < seen; j++) sum += weight[j] * v[kv_v_at(v_dim, j, d)];
+        acc[d] = fmaf((float)sum, scale, first ? 0 : acc[d] * c);
+    }
 }
 
-static void attend(const float *const *q, const int *n_keys, int n_q, int k_dim, int v_dim,
-                   const uint16_t *const *k_pages, const uint16_t *const *v_pages, float *m, float *l, float *acc,
-                   void *scratch)
+static void attend(const struct kv_query *queries, int n_q, int k_dim, int v_dim, const struct kv_head *pages, float *m,
+                   float *l, float *acc, void *scratch)
 {
     (void)scratch;
     for (int i = 0; i < n_q; i++) {
@@ -231,10 +249,9 @@ static void attend(const float *const *q, const int *n_keys, int n_q, int k_dim,
         m[i] = -INFINITY;
         l[i] = 0;
         for (int d = 0; d < v_dim; d++) acc_i[d] = 0;
-        for (int page = 0; page * KV_PAGE < n_keys[i]; page++) {
-            int seen = n_keys[i] - page * KV_PAGE;
-            attend_page(q[i], seen < KV_PAGE ? seen : KV_PAGE, k_dim, v_dim, k_pages[page], v_pages[page],
-                        page == 0, &m[i], &l[i], acc_i);
+        for (int page = 0; page * KV_PAGE < queries[i].n_keys; page++) {
+            int seen = queries[i].n_keys - page * KV_PAGE;
+            attend_page(&queries[i], seen < KV_PAGE ? seen : KV_PAGE, k_dim, v_dim, &pages[page], page == 0, &m[i], &l[i], acc_i);
         }
     }
 }
@@ -265,7 +282,7 @@ const struct kernels kernels_scalar = {
     .silu_mul = silu_mul,
     .gelu = gelu,
     .rope = rope,
-    .kv_store = kv_store,
+    .narrow = narrow,
     .attend = attend,
     .attend_merge = attend_merge,
     .argmax = argmax,

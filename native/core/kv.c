@@ -41,6 +41,8 @@
 #include "platform.h"
 #include "prefault.h"
 
+enum { MEMORY_PAGE = 4096 }; /* what pages begin at a multiple of (see kv_count) */
+
 struct kv_node {
     struct kv_page *page;
     struct kv_node *parent;
@@ -71,7 +73,9 @@ struct kv_cache {
 
 size_t kv_page_bytes(const struct hparams *hp)
 {
-    return kv_k_offset(hp, hp->n_layer, 0) * sizeof(uint16_t);
+    size_t heads = (size_t)hp->n_layer * (size_t)hp->n_head_kv;
+    size_t bytes = heads * (kv_count(hp->k_dim, hp->v_dim) * sizeof(int16_t) + KV_SCALES * sizeof(uint16_t));
+    return (bytes + MEMORY_PAGE - 1) / MEMORY_PAGE * MEMORY_PAGE;
 }
 
 struct kv_cache *kv_create(const struct hparams *hp, size_t budget_bytes, struct infer_error *err)
@@ -97,7 +101,7 @@ struct kv_cache *kv_create(const struct hparams *hp, size_t budget_bytes, struct
     if (!c->pages || !c->nodes || !c->free || !c->arena) goto no_memory;
 
     for (int i = 0; i < c->n_pages; i++) {
-        c->pages[i].data = (uint16_t *)((char *)c->arena + (size_t)i * page_bytes);
+        c->pages[i].data = (char *)c->arena + (size_t)i * page_bytes;
         c->nodes[i].page = &c->pages[i];
         c->free[c->n_pages - 1 - i] = &c->pages[i];
     }

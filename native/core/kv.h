@@ -1,6 +1,6 @@
 /* The KV cache of one model: a paged arena with a prefix tree.
  *
- * Pages hold KV_PAGE tokens of every layer and KV head, in f16, in an arena mapped once
+ * Pages hold KV_PAGE tokens of every layer and KV head, as 16-bit integers, in an arena mapped once
  * (platform_map_anonymous: outside Redis' allocator, not seen by forks).
  * A sequence owns a list of pages. Pages are reference counted; those that hold known
  * tokens are kept after the sequence ends, in a tree keyed by token
@@ -20,8 +20,7 @@
  * pages are sure to be had, so that a running sequence never runs out of them. The promise
  * takes no page out of the cache: pages are evicted when they are needed.
  *
- * Layout of a page, f16: for each layer, for each KV head: K [k_dim, KV_PAGE], then
- * V [KV_PAGE, v_dim].
+ * Layout of a page: for each layer, for each KV head its integers, then likewise its scales (struct kv_head, kernels.h).
  *
  * Threads: kv_* calls are made by the conductor only, with the exception of
  * kv_get_stats, which any thread may call. A cache has a thread of its own that fetches memory ahead (prefault.h). */
@@ -32,6 +31,7 @@
 #include <stdint.h>
 
 #include "error.h"
+#include "kernels.h"
 #include "model.h"
 #include "stats.h"
 
@@ -43,7 +43,7 @@ enum {
 };
 
 struct kv_page {
-    uint16_t *data;
+    char *data;           /* [kv_page_bytes] */
     int refs;             /* sequences that read it + 1 if the tree holds it */
     struct kv_node *node; /* its place in the tree, or NULL */
 };
@@ -89,15 +89,12 @@ void kv_seq_end(struct kv_seq *s, const uint32_t *tokens, int keep);
  * takes that one and gives its own back. Cheap when there is nothing new. */
 void kv_seq_publish(struct kv_seq *s, const uint32_t *tokens);
 
-/* Offsets within a page, in f16 elements. */
-static inline size_t kv_k_offset(const struct hparams *hp, int layer, int head)
+static inline struct kv_head kv_head_of(const struct hparams *hp, const struct kv_page *page, int layer, int head)
 {
-    return ((size_t)layer * (size_t)hp->n_head_kv + (size_t)head) * (size_t)KV_PAGE *
-           (size_t)(hp->k_dim + hp->v_dim);
-}
-static inline size_t kv_v_offset(const struct hparams *hp, int layer, int head)
-{
-    return kv_k_offset(hp, layer, head) + (size_t)KV_PAGE * (size_t)hp->k_dim;
+    size_t at = (size_t)(layer * hp->n_head_kv + head), heads = (size_t)(hp->n_layer * hp->n_head_kv);
+    int16_t *data = (int16_t *)(void *)page->data;
+    size_t count = kv_count(hp->k_dim, hp->v_dim);
+    return (struct kv_head){.data = data + at * count, .scale = (uint16_t *)(data + heads * count) + at * KV_SCALES};
 }
 
 #endif

@@ -1,130 +1,174 @@
 /* Attention over pages of the KV cache. Memory is the caller's; any thread.
  *
- * Page by page, so that a page's K and V (f16, 32 KB for heads of 128) are read from L1 or L2 by all queries.
- * Scores and values are one product, y = c * y + x * rows, of a few queries with the rows of K, which lies
- * transposed, or of V: a lane is a key or an element of the head, no sum crosses lanes, and every load of
- * K or V serves all the queries of a block.
+ * Page by page, so that a page's K and V (33 KB for heads of 128) are read from L1 or L2 by all queries.
+ * Scores and values are one product, of a few queries' integers with rows of pairs, of K or of V: a lane is a key or an
+ * element of the head, no sum crosses lanes, and every load of K or V serves all the queries of a block. VPMADDWD multiplies
+ * a row with a query's pair and adds the two products, twice as many in an instruction as an FMA of floats.
  *
- * Registers: a step of the product needs eight sums at least, since two FMAs start in a cycle and each takes
- * four. Twelve leave four for what is multiplied: 3 queries x 4 vectors with a broadcast of each
- * query and one vector of the row, or 6 x 2 with both vectors and one broadcast at a time.
- * There is not one to spare: hence a function of its own for each number of queries, in which no constant
+ * Registers: sums wait for nothing but an addition, so what counts is how many products a load serves. Twelve sums leave
+ * four: 3 queries x 4 vectors with a broadcast of each query, the row from memory, or 6 x 2 with both vectors and one
+ * broadcast at a time. There is not one to spare: hence a function of its own for each number of queries, in which no constant
  * of the softmax is kept in a register.
  *
  * Decoding, K and V come from memory, and there are few queries to pay for it. The page that comes
  * next is fetched into L2 meanwhile: as large a share of it as the queries see of this page. */
 #include "avx2.h"
-#include "quant.h"
 #include "simd.h"
 
 #include <string.h>
 
 enum {
-    QUERIES = 6,      /* most that share a pass */
-    LINE_HALVES = 32, /* f16 numbers of a cache line */
+    QUERIES = 6, /* most that share a pass */
+    LINE = 64,   /* bytes of a cache line */
 };
 
 struct attend_scratch {
-    float p[QUERIES][KV_PAGE]; /* scores, then weights, of one page */
+    float p[QUERIES][KV_PAGE];        /* scores, then weights, of one page */
+    int16_t weight[QUERIES][KV_PAGE]; /* as integers */
 };
 
 const size_t avx2_attend_scratch = sizeof(struct attend_scratch);
 
-/* Rows of K or V, [n, width] f16 numbers, stride apart. */
+/* Rows of pairs of K or V, in strips: n rows, of each of which the first `width` of its `all` columns are multiplied. */
 struct rows {
-    const uint16_t *at;
-    int n, width, stride;
-    const uint16_t *next; /* what is fetched meanwhile, a line for each whole one of these rows; NULL if nothing */
+    const int16_t *at;
+    int n, width, all;
+    int strip;           /* integers from one strip to the next */
+    const int16_t *next; /* what is fetched meanwhile, a line for each one of these rows; NULL if nothing */
 };
 
-/* Columns col .. col + 8*n_v of product() for n_q queries.
- *
- * fetch: also asks for these columns' share of next, a line a row for every four vectors. So the requests are
- * spread over the page's work, since a processor can only wait for some 20 lines at a time. The share is n
- * consecutive lines, not what lies at the same place in each row: lines asked for in the order of
- * memory keep the processor's own prefetcher ahead of them. */
-INLINE void pass(float *const *y, const float *c, const float *const *x, const struct rows *r, int col, const int n_q,
-                 const int n_v, const bool fetch)
+/* What becomes of the sums of query i with column j: scale given, y[i][j] = sum * (scale[j] * by[i]), a score;
+ * else y[i][j] = fma(sum, by[i], y[i][j] * c[i]), a value, y taken as 0 if c is NULL. */
+struct output {
+    float *const *y;
+    const uint16_t *scale;
+    const float *by, *c;
+};
+
+/* Scales of eight keys or values. */
+INLINE __m256 load_scales(const uint16_t *upper)
 {
-    const uint16_t *row = r->at + col, *next = fetch ? r->next + col * r->n : NULL;
-    const int n = r->n, stride = r->stride;
-    __m256 sum[QUERIES][8];
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)upper)), 16));
+}
+
+/* Of n_v vectors of sums from column col. */
+INLINE void put(const struct output *o, int i, int col, const __m256i *sum, const int n_v)
+{
+    float *y = o->y[i] + col;
+    __m256 by = _mm256_set1_ps(o->by[i]);
+    if (o->scale) {
+        const uint16_t *scale = o->scale + col;
+#pragma GCC unroll 4
+        for (int v = 0; v < n_v; v++) {
+            __m256 each = _mm256_mul_ps(load_scales(scale + 8 * v), by);
+            _mm256_storeu_ps(y + 8 * v, _mm256_mul_ps(_mm256_cvtepi32_ps(sum[v]), each));
+        }
+    } else {
+        __m256 c = o->c ? _mm256_set1_ps(o->c[i]) : _mm256_setzero_ps();
+#pragma GCC unroll 4
+        for (int v = 0; v < n_v; v++) {
+            __m256 before = o->c ? _mm256_mul_ps(_mm256_loadu_ps(y + 8 * v), c) : c;
+            _mm256_storeu_ps(y + 8 * v, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[v]), by, before));
+        }
+    }
+}
+
+INLINE void fetch_line(const int16_t **next)
+{
+    _mm_prefetch((const char *)*next, _MM_HINT_T1);
+    *next += LINE / (int)sizeof **next;
+}
+
+/* Columns col .. col + 8*n_v of product() for n_q queries; they lie in one strip.
+ *
+ * fetch: also asks for these columns' share of next, a line a row for every two vectors. So the requests are
+ * spread over the page's work, since a processor can only wait for some 20 lines at a time. They are in the order of
+ * memory, which keeps the processor's own prefetcher ahead of them. */
+INLINE void pass(const struct output *o, const int16_t *const *x, const struct rows *r, int col, const int n_q, const int n_v,
+                 const bool fetch)
+{
+    const int in_strip = col % KV_STRIP, strip = col - in_strip, n = r->n;
+    const int16_t *row = r->at + col / KV_STRIP * r->strip + 2 * in_strip;
+    const int16_t *next = fetch ? r->next + col * n * 2 : NULL;
+    const int stride = 2 * (r->all - strip < KV_STRIP ? r->all - strip : KV_STRIP);
+    __m256i sum[QUERIES][4];
 #pragma GCC unroll 6
     for (int i = 0; i < n_q; i++)
-#pragma GCC unroll 8
-        for (int v = 0; v < n_v; v++)
-            sum[i][v] = c ? _mm256_mul_ps(_mm256_loadu_ps(y[i] + col + 8 * v), _mm256_set1_ps(c[i])) : _mm256_setzero_ps();
+#pragma GCC unroll 4
+        for (int v = 0; v < n_v; v++) sum[i][v] = _mm256_setzero_si256();
     for (int t = 0; t < n; t++) {
-        if (fetch) {
-#pragma GCC unroll 2
-            for (int v = 0; v < n_v; v += LINE_HALVES / 8) _mm_prefetch((const char *)(next + 8 * v * n), _MM_HINT_T1);
-            next += LINE_HALVES;
-        }
         if (n_v > 2) {
-            __m256 w[QUERIES];
+            __m256i w[QUERIES];
 #pragma GCC unroll 6
-            for (int i = 0; i < n_q; i++) w[i] = _mm256_set1_ps(x[i][t]);
-#pragma GCC unroll 8
+            for (int i = 0; i < n_q; i++) w[i] = broadcast4(x[i] + 2 * t);
+#pragma GCC unroll 4
             for (int v = 0; v < n_v; v++) {
-                __m256 k = load_f16(row + 8 * v);
+                __m256i k = _mm256_loadu_si256((const __m256i *)(row + 16 * v));
+                if (fetch && v % 2 == 0) fetch_line(&next);
 #pragma GCC unroll 6
-                for (int i = 0; i < n_q; i++) sum[i][v] = _mm256_fmadd_ps(w[i], k, sum[i][v]);
+                for (int i = 0; i < n_q; i++) {
+                    sum[i][v] = _mm256_add_epi32(sum[i][v], _mm256_madd_epi16(w[i], k));
+                    SETTLE(sum[i][v]);
+                }
             }
         } else {
-            __m256 k[2];
+            __m256i k[2];
+            if (fetch) fetch_line(&next);
 #pragma GCC unroll 2
-            for (int v = 0; v < n_v; v++) k[v] = load_f16(row + 8 * v);
+            for (int v = 0; v < n_v; v++) k[v] = _mm256_loadu_si256((const __m256i *)(row + 16 * v));
 #pragma GCC unroll 6
             for (int i = 0; i < n_q; i++) {
-                __m256 w = _mm256_set1_ps(x[i][t]);
+                __m256i w = broadcast4(x[i] + 2 * t);
 #pragma GCC unroll 2
-                for (int v = 0; v < n_v; v++) sum[i][v] = _mm256_fmadd_ps(w, k[v], sum[i][v]);
+                for (int v = 0; v < n_v; v++) {
+                    sum[i][v] = _mm256_add_epi32(sum[i][v], _mm256_madd_epi16(w, k[v]));
+                    SETTLE(sum[i][v]);
+                }
             }
         }
         row += stride;
     }
 #pragma GCC unroll 6
-    for (int i = 0; i < n_q; i++)
-#pragma GCC unroll 8
-        for (int v = 0; v < n_v; v++) _mm256_storeu_ps(y[i] + col + 8 * v, sum[i][v]);
+    for (int i = 0; i < n_q; i++) put(o, i, col, sum[i], n_v);
 }
 
 /* Passes of 8*n_v columns, as many as fit, from col. Returns the first column that is left. */
-INLINE int passes(float *const *y, const float *c, const float *const *x, const struct rows *r, int col, const int n_q,
-                  const int n_v)
+INLINE int passes(const struct output *o, const int16_t *const *x, const struct rows *r, int col, const int n_q, const int n_v)
 {
     for (; col + 8 * n_v <= r->width; col += 8 * n_v) {
-        if (n_v > 1 && r->next && col % LINE_HALVES == 0 && col + LINE_HALVES <= r->width)
-            pass(y, c, x, r, col, n_q, n_v, true);
+        if (n_v > 1 && r->next) /* whole lines */
+            pass(o, x, r, col, n_q, n_v, true);
         else
-            pass(y, c, x, r, col, n_q, n_v, false);
+            pass(o, x, r, col, n_q, n_v, false);
     }
     return col;
 }
 
-/* y[i][0 .. width-1] = y[i] * c[i] (0 if c is NULL), then fma(x[i][t], row t, y[i]) for t ascending: n_q queries. */
-INLINE void product(float *const *y, const float *c, const float *const *x, const struct rows *r, const int n_q)
+/* Sums over t of x[i][2t] * row t's first integer and x[i][2t + 1] * its second one, of n_q queries and all columns, to o. */
+INLINE void product(const struct output *o, const int16_t *const *x, const struct rows *r, const int n_q)
 {
     int col = 0;
-    if (n_q == 1) col = passes(y, c, x, r, col, n_q, 8);
-    if (n_q <= 3) col = passes(y, c, x, r, col, n_q, 4);
-    col = passes(y, c, x, r, col, n_q, 2);
-    col = passes(y, c, x, r, col, n_q, 1);
-    for (; col < r->width; col++) {
+    if (n_q <= 3) col = passes(o, x, r, col, n_q, 4);
+    col = passes(o, x, r, col, n_q, 2);
+    col = passes(o, x, r, col, n_q, 1);
+    for (; col < r->width; col++) { /* of V: there are KV_PAGE keys */
         for (int i = 0; i < n_q; i++) {
-            float sum = c ? y[i][col] * c[i] : 0;
-            for (int t = 0; t < r->n; t++) sum = fmaf(x[i][t], _cvtsh_ss(r->at[t * r->stride + col]), sum);
-            y[i][col] = sum;
+            int32_t sum = 0;
+            for (int t = 0; t < r->n; t++) {
+                const int16_t *pair = r->at + kv_v_at(r->all, 2 * t, col);
+                sum += x[i][2 * t] * pair[0] + x[i][2 * t + 1] * pair[1];
+            }
+            o->y[i][col] = fmaf((float)sum, o->by[i], o->c ? o->y[i][col] * o->c[i] : 0);
         }
     }
 }
 
-typedef void product_fn(float *const *y, const float *c, const float *const *x, const struct rows *r);
+typedef void product_fn(const struct output *o, const int16_t *const *x, const struct rows *r);
 
-#define DEFINE(n_q)                                                                                              \
-    static void product_##n_q(float *const *y, const float *c, const float *const *x, const struct rows *r)      \
-    {                                                                                                            \
-        product(y, c, x, r, n_q);                                                                                \
+#define DEFINE(n_q)                                                                                        \
+    static void product_##n_q(const struct output *o, const int16_t *const *x, const struct rows *r)       \
+    {                                                                                                      \
+        product(o, x, r, n_q);                                                                             \
     }
 DEFINE(1)
 DEFINE(2)
@@ -139,9 +183,10 @@ static product_fn *const product_of[QUERIES + 1] = {NULL,      product_1, produc
 
 /* Queries of a block, all of which see some of a page, and their running results. */
 struct block {
-    int n, least, most;           /* queries; fewest and most keys of the page that one of them sees */
-    const float *q[QUERIES];
-    int seen[QUERIES];            /* 1..KV_PAGE */
+    int n, most; /* queries; most keys of the page that one of them sees */
+    const int16_t *q[QUERIES];
+    float scale[QUERIES];
+    int seen[QUERIES]; /* 1..KV_PAGE */
     float *m[QUERIES], *l[QUERIES], *acc[QUERIES];
 };
 
@@ -168,91 +213,151 @@ INLINE float highest(const float *p, int seen, float m)
     return _mm_cvtss_f32(_mm_max_ss(top4, _mm_movehdup_ps(top4))) + 0.0f;
 }
 
-/* Turns scores into weights and returns their sum. */
-INLINE float weigh(float *p, int seen, float top)
+INLINE uint32_t largest_of(__m256i v)
 {
-    __m256 lo = _mm256_setzero_ps(), hi = lo, top8 = _mm256_set1_ps(top);
-    for (int j = 0; j < seen; j += 16) {
-        __m256 even = exp8(_mm256_sub_ps(_mm256_load_ps(p + j), top8));
-        __m256 odd = exp8(_mm256_sub_ps(_mm256_load_ps(p + j + 8), top8));
-        _mm256_store_ps(p + j, even);
-        _mm256_store_ps(p + j + 8, odd);
-        lo = _mm256_add_ps(lo, even);
-        hi = _mm256_add_ps(hi, odd);
+    __m128i top = _mm_max_epu32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    top = _mm_max_epu32(top, _mm_shuffle_epi32(top, 0x4e));
+    top = _mm_max_epu32(top, _mm_shuffle_epi32(top, 0xb1));
+    return (uint32_t)_mm_cvtsi128_si32(top);
+}
+
+/* What eight scores weigh, and added to *sum; then times v_scale, for those below `seen` only, and the largest of these in *top. */
+INLINE void weigh_8(float *p, const uint16_t *v_scale, __m256 m, int seen, const bool all, __m256 *sum, __m256i *top)
+{
+    __m256 e = exp8(_mm256_sub_ps(_mm256_load_ps(p), m));
+    *sum = _mm256_add_ps(*sum, e);
+    __m256i w = _mm256_castps_si256(_mm256_mul_ps(e, load_scales(v_scale)));
+    if (!all) w = _mm256_and_si256(w, lanes_below(seen)); /* scales of other slots may be anything */
+    *top = _mm256_max_epu32(*top, w); /* none is negative, but NaN may be: above all others either way */
+    _mm256_store_si256((__m256i *)p, w);
+}
+
+/* Turns scores into weights of values' integers. Returns the sum of the weights of values; *top_bits is the largest that p has then. */
+INLINE float weigh(float *p, const uint16_t *v_scale, int seen, float m, uint32_t *top_bits)
+{
+    __m256 lo = _mm256_setzero_ps(), hi = lo, m8 = _mm256_set1_ps(m);
+    __m256i top_lo = _mm256_setzero_si256(), top_hi = top_lo;
+    int j = 0;
+    for (; j + 16 <= seen; j += 16) {
+        weigh_8(p + j, v_scale + j, m8, 0, true, &lo, &top_lo);
+        weigh_8(p + j + 8, v_scale + j + 8, m8, 0, true, &hi, &top_hi);
     }
+    if (j < seen) {
+        weigh_8(p + j, v_scale + j, m8, seen - j, false, &lo, &top_lo);
+        weigh_8(p + j + 8, v_scale + j + 8, m8, seen - j - 8, false, &hi, &top_hi);
+    }
+    *top_bits = largest_of(_mm256_max_epu32(top_lo, top_hi));
     return fold16(lo, hi);
 }
 
-/* Turns the block's scores into weights and merges them into m and l. c: what acc shrinks by, of all queries by one
- * exponential. Query by query within each step, so that one's latencies hide behind another's. */
-static void soften(float (*p)[KV_PAGE], const struct block *b, bool first, float c[8])
+/* round(p * inv), and as often 0 as other queries see more keys. any: all ones, or 0: all are 0. */
+INLINE void to_integers(int16_t *out, const float *p, int seen, int most, float inv, int32_t any)
 {
+    __m256 each = _mm256_set1_ps(inv);
+    __m256i mask = _mm256_set1_epi32(any);
+    int j = 0;
+    for (; j < seen; j += 16) {
+        __m256i lo = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_load_ps(p + j), each));
+        __m256i hi = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_load_ps(p + j + 8), each));
+        __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(lo, hi), 0xd8);
+        _mm256_store_si256((__m256i *)(out + j), _mm256_and_si256(packed, mask));
+    }
+    for (; j < most; j += 16) _mm256_store_si256((__m256i *)(out + j), _mm256_setzero_si256());
+}
+
+/* kquant_scale with WEIGHT_LEVELS in eight lanes; any: all ones where integers may be other than 0. */
+INLINE void weight_scales(const uint32_t top_bits[8], float scale[8], float inv[8], int32_t any[8])
+{
+    __m256i top = _mm256_load_si256((const __m256i *)top_bits);
+    __m256 largest = _mm256_castsi256_ps(top), by = _mm256_set1_ps(WEIGHT_LEVELS);
+    __m256 number = _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_min_epu32(top, _mm256_set1_epi32(0x7f7fffff)), top));
+    __m256 some = _mm256_and_ps(number, _mm256_cmp_ps(largest, _mm256_set1_ps(KQUANT_TINY), _CMP_NLT_UQ));
+    __m256 scales = _mm256_and_ps(some, _mm256_div_ps(largest, by));
+    _mm256_store_ps(scale, _mm256_blendv_ps(_mm256_set1_ps(kfloat_of_bits(0x7fc00000u)), scales, number));
+    _mm256_store_ps(inv, _mm256_and_ps(some, _mm256_div_ps(by, largest)));
+    _mm256_store_ps((float *)any, some);
+}
+
+/* Turns the block's scores into weights, as integers times scale, and merges them into m and l. c: what acc shrinks by.
+ * What is one number a query is done for all of them in one register, and query by query within each step, so that one's
+ * latencies hide behind another's. */
+static void soften(struct attend_scratch *s, const struct block *b, const uint16_t *v_scale, bool first, float c[8], float scale[8])
+{
+    _Alignas(32) uint32_t top_bits[8] = {0};
+    _Alignas(32) float inv[8];
+    _Alignas(32) int32_t any[8];
     for (int i = 0; i < b->n; i++) {
-        hide_unseen(p[i], b->seen[i]);
-        float top = highest(p[i], b->seen[i], *b->m[i]);
+        hide_unseen(s->p[i], b->seen[i]);
+        float top = highest(s->p[i], b->seen[i], *b->m[i]);
         c[i] = *b->m[i] - top;
         *b->m[i] = top;
     }
     _mm256_store_ps(c, first ? _mm256_setzero_ps() : exp8(_mm256_load_ps(c)));
-    for (int i = 0; i < b->n; i++) *b->l[i] = fmaf(*b->l[i], c[i], weigh(p[i], b->seen[i], *b->m[i]));
+    for (int i = 0; i < b->n; i++)
+        *b->l[i] = fmaf(*b->l[i], c[i], weigh(s->p[i], v_scale, b->seen[i], *b->m[i], &top_bits[i]));
+    weight_scales(top_bits, scale, inv, any);
+    for (int i = 0; i < b->n; i++) to_integers(s->weight[i], s->p[i], b->seen[i], b->most, inv[i], any[i]);
 }
 
-/* One page. k_next, v_next: the page to be fetched meanwhile, or NULL. */
-static void attend_block(const struct block *b, float (*p)[KV_PAGE], int k_dim, int v_dim, const uint16_t *k_page,
-                         const uint16_t *v_page, const uint16_t *k_next, const uint16_t *v_next, bool first)
+/* One page. next: the page to be fetched meanwhile, or NULL. */
+static void attend_block(const struct block *b, struct attend_scratch *s, int k_dim, int v_dim, const struct kv_head *page,
+                         const struct kv_head *next, bool first)
 {
-    _Alignas(32) float c[8] = {0};
+    _Alignas(32) float c[8] = {0}, scale[8];
     float *scores[QUERIES];
-    const float *weights[QUERIES];
-    for (int i = 0; i < b->n; i++) weights[i] = scores[i] = p[i];
-    struct rows k = {.at = k_page, .n = k_dim, .width = (b->most + 15) / 16 * 16, .stride = KV_PAGE, .next = k_next};
-    product_of[b->n](scores, NULL, b->q, &k);
-    soften(p, b, first, c);
-    struct rows v = {.at = v_page, .n = b->least, .width = v_dim, .stride = v_dim, .next = v_next};
-    product_of[b->n](b->acc, first ? NULL : c, weights, &v);
-    for (int i = 0; i < b->n; i++) { /* what only some of them see */
-        if (b->seen[i] == b->least) continue;
-        const float one = 1, *rest = weights[i] + b->least;
-        v = (struct rows){.at = v_page + b->least * v_dim, .n = b->seen[i] - b->least, .width = v_dim, .stride = v_dim};
-        product_1(&b->acc[i], &one, &rest, &v);
+    const int16_t *weights[QUERIES];
+    size_t k_count = kv_k_count(k_dim);
+    for (int i = 0; i < b->n; i++) {
+        scores[i] = s->p[i];
+        weights[i] = s->weight[i];
     }
+    if (next)
+        for (int i = 0; i < KV_SCALES; i += LINE / (int)sizeof *next->scale)
+            _mm_prefetch((const char *)(next->scale + i), _MM_HINT_T1);
+    int n_pairs = (k_dim + 1) / 2;
+    struct rows k = {.at = page->data, .n = n_pairs, .width = (b->most + 15) / 16 * 16, .all = KV_PAGE,
+                     .strip = n_pairs * KV_STRIP * 2, .next = next ? next->data : NULL};
+    product_of[b->n](&(struct output){.y = scores, .scale = page->scale, .by = b->scale}, b->q, &k);
+    soften(s, b, page->scale + KV_PAGE, first, c, scale);
+    struct rows v = {.at = page->data + k_count, .n = (b->most + 1) / 2, .width = v_dim, .all = v_dim,
+                     .strip = KV_PAGE / 2 * KV_STRIP * 2, .next = next ? next->data + k_count : NULL};
+    product_of[b->n](&(struct output){.y = b->acc, .by = scale, .c = first ? NULL : c}, weights, &v);
 }
 
-void avx2_attend(const float *const *q, const int *n_keys, int n_q, int k_dim, int v_dim,
-                 const uint16_t *const *k_pages, const uint16_t *const *v_pages, float *m, float *l, float *acc,
-                 void *scratch)
+void avx2_attend(const struct kv_query *queries, int n_q, int k_dim, int v_dim, const struct kv_head *pages, float *m,
+                 float *l, float *acc, void *scratch)
 {
     struct attend_scratch *s = scratch;
     const size_t ld_acc = (size_t)v_dim;
     int last = 0, n_blocks = (n_q + QUERIES - 1) / QUERIES;
     for (int i = 0; i < n_q; i++) {
+        int n_keys = queries[i].n_keys;
         m[i] = -INFINITY;
         l[i] = 0;
-        last = n_keys[i] > last ? n_keys[i] : last;
-        if (n_keys[i] <= 0) memset(acc + (size_t)i * ld_acc, 0, ld_acc * sizeof *acc); /* the others' first page writes it */
+        last = n_keys > last ? n_keys : last;
+        if (n_keys <= 0) memset(acc + (size_t)i * ld_acc, 0, ld_acc * sizeof *acc); /* the others' first page writes it */
     }
     for (int page = 0; page * KV_PAGE < last; page++) {
-        const uint16_t *k_next = k_pages[page + 1], *v_next = v_pages[page + 1];
+        const struct kv_head *next = pages[page + 1].data ? &pages[page + 1] : NULL;
         for (int j = 0, begin = 0, end; j < n_blocks; j++, begin = end) { /* of (nearly) equal size */
             end = begin + (n_q - begin) / (n_blocks - j);
             struct block b; /* not initialized: with one query, clearing it takes a twentieth of the time */
             b.n = b.most = 0;
-            b.least = KV_PAGE;
             for (int i = begin; i < end; i++) {
-                int seen = n_keys[i] - page * KV_PAGE;
+                int seen = queries[i].n_keys - page * KV_PAGE;
                 if (seen <= 0) continue;
                 if (seen > KV_PAGE) seen = KV_PAGE;
-                b.least = seen < b.least ? seen : b.least;
                 b.most = seen > b.most ? seen : b.most;
                 b.seen[b.n] = seen;
-                b.q[b.n] = q[i];
+                b.q[b.n] = queries[i].q;
+                b.scale[b.n] = queries[i].scale;
                 b.m[b.n] = m + i;
                 b.l[b.n] = l + i;
                 b.acc[b.n++] = acc + (size_t)i * ld_acc;
             }
             if (b.n == 0) continue;
-            attend_block(&b, s->p, k_dim, v_dim, k_pages[page], v_pages[page], k_next, v_next, page == 0);
-            k_next = v_next = NULL; /* fetched once */
+            attend_block(&b, s, k_dim, v_dim, &pages[page], next, page == 0);
+            next = NULL; /* fetched once */
         }
     }
 }
@@ -273,15 +378,37 @@ void avx2_attend_merge(float *m, float *l, float *acc, float m2, float l2, const
     *m = top;
 }
 
-void avx2_kv_store(uint16_t *k_page, uint16_t *v_page, const float *k, const float *v, int k_dim, int v_dim,
-                   int slot)
+/* Eight floats, or as many as n if that is less, and zeros. */
+INLINE __m256 load_up_to_8(const float *x, int n)
 {
-    for (int d = 0; d < k_dim; d++) k_page[d * KV_PAGE + slot] = _cvtss_sh(k[d], _MM_FROUND_TO_NEAREST_INT);
-    int d = 0;
-    uint16_t *out = v_page + slot * v_dim;
-    for (; d + 8 <= v_dim; d += 8) {
-        __m128i h = _mm256_cvtps_ph(_mm256_loadu_ps(v + d), _MM_FROUND_TO_NEAREST_INT);
-        _mm_storeu_si128((__m128i *)(out + d), h);
+    return n >= 8 ? _mm256_loadu_ps(x) : _mm256_maskload_ps(x, lanes_below(n));
+}
+
+float avx2_narrow(int16_t *y, const float *x, int n, enum narrow_by by)
+{
+    uint32_t top_bits;
+    if (by == NARROW_BY_LENGTH) {
+        __m256 lo = _mm256_setzero_ps(), hi = lo;
+        for (int i = 0; i < n; i += 16) { /* squares of zeros change no sum */
+            __m256 a = load_up_to_8(x + i, n - i), b = load_up_to_8(x + i + 8, n - i - 8);
+            lo = _mm256_fmadd_ps(a, a, lo);
+            hi = _mm256_fmadd_ps(b, b, hi);
+        }
+        top_bits = klength_bits(fold16(lo, hi));
+    } else {
+        __m256i top = _mm256_setzero_si256(), magnitude = _mm256_set1_epi32(0x7fffffff);
+        for (int i = 0; i < n; i += 8)
+            top = _mm256_max_epu32(top, _mm256_and_si256(_mm256_castps_si256(load_up_to_8(x + i, n - i)), magnitude));
+        top_bits = largest_of(top);
     }
-    for (; d < v_dim; d++) out[d] = _cvtss_sh(v[d], _MM_FROUND_TO_NEAREST_INT);
+    float inv, scale = kquant_scale_upper(top_bits, by == NARROW_BY_LENGTH ? KEY_LEVELS : VALUE_LEVELS, &inv);
+    __m256 each = _mm256_set1_ps(inv);
+    __m128i any = _mm_set1_epi16(inv > 0 ? -1 : 0); /* NaN times 0 is not 0 */
+    for (int i = 0; i < n; i += 8) {
+        __m256i v = _mm256_cvtps_epi32(_mm256_mul_ps(load_up_to_8(x + i, n - i), each)); /* ties to even */
+        __m128i packed = _mm_and_si128(_mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)), any);
+        if (n - i >= 8) _mm_storeu_si128((__m128i *)(y + i), packed);
+        else memcpy(y + i, &packed, (size_t)((n - i + 1) / 2 * 2) * sizeof *y);
+    }
+    return scale;
 }

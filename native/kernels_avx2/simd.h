@@ -15,10 +15,10 @@
 #define SETTLE(v) __asm__("" : "+x"(v))
 
 /* Four bytes, in each lane. */
-INLINE __m256i broadcast4(const int8_t *q)
+INLINE __m256i broadcast4(const void *p)
 {
     int32_t v;
-    memcpy(&v, q, sizeof v);
+    memcpy(&v, p, sizeof v);
     return _mm256_set1_epi32(v);
 }
 
@@ -57,8 +57,5 @@ INLINE __m256i lanes_below(int n)
 {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
-
-/* 8 halves to floats. */
-INLINE __m256 load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 
 #endif

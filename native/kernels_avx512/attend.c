@@ -1,226 +1,153 @@
-/* Attention over pages of the f16 KV cache, and what puts keys and values there.
+/* Attention over pages of the KV cache, and what makes integers of queries, keys and values.
  *
- * Up to QUERIES queries share every load of a page. Scores: lanes are keys, four vectors
- * for the 64 of a page, K lies transposed so that each step over the head's
- * dimension loads them and broadcasts one element per query. Values: lanes are the
- * head's dimension, 64 at a time. Registers: QUERIES * 4 sums + 4 loaded + 1
- * broadcast = 29.
- *
- * Many queries: up to CHUNK of them take a page together, first all their scores, then all their
- * values; K and then V are widened to float32 once for them, in the same 16 KB (heads of 64) to
- * 32 KB (of 128), which stay in L1.
+ * Up to QUERIES queries share every load of a page. Scores and values are one product, of the queries' integers with rows of
+ * pairs, of K or of V: lanes are keys, four vectors for the 64 of a page, or elements of the head, 64 at a time; VPDPWSSD adds
+ * both products of a pair. Registers: QUERIES * 4 sums + 4 loaded + 1 broadcast = 29.
  *
  * Slots that a query does not see may hold anything: their scores are masked before they are
- * used, and their values are not touched. Scratch is the caller's, one thread's own; any thread. */
+ * used, and their values are multiplied by 0. Scratch is the caller's, one thread's own; any thread. */
 #include "avx512.h"
 #include "vector.h"
 
 enum {
     QUERIES = 6,
-    CHUNK = 66,
-    CHUNK_BLOCKS = CHUNK / QUERIES,
     VECTORS = KV_PAGE / 16,
-    WIDE_DIM = 256, /* largest head that is widened in scratch */
+    LINE = 64,
 };
 
 struct scratch {
-    float wide[WIDE_DIM * KV_PAGE];
-    float p[CHUNK][KV_PAGE];
+    float p[QUERIES][KV_PAGE];        /* scores, then weights, of one page */
+    int16_t weight[QUERIES][KV_PAGE]; /* as integers */
 };
 _Static_assert(sizeof(struct scratch) <= AVX512_SCRATCH_BYTES, "AVX512_SCRATCH_BYTES is too small");
 
-/* K or V of one page, as stored or, if wide is not NULL, widened; next: the page to be fetched meanwhile. */
-struct page {
-    const uint16_t *half, *next;
-    const float *wide;
-};
+/* Do it now: left alone, GCC copies every sum twice for each product, and keeps a second set of them in memory. */
+#ifdef __AVX512F__
+#define SETTLE(v) __asm__("" : "+v"(v))
+#else /* emulated */
+#define SETTLE(v) (void)(v)
+#endif
 
-/* A block of queries and their running results. */
+/* A block of queries, all of which see some of a page, and their running results. */
 struct queries {
-    int n, common;     /* queries, and the slots that all of them see */
-    const float *q[QUERIES];
-    int seen[QUERIES]; /* keys of this page, 1..KV_PAGE */
+    int n, most; /* queries; most keys of the page that one of them sees */
+    const int16_t *q[QUERIES];
+    float scale[QUERIES];
+    int seen[QUERIES]; /* 1..KV_PAGE */
     float *m[QUERIES], *l[QUERIES], *acc[QUERIES];
 };
 
+/* Rows of pairs of K or V, in strips; next: those to be fetched meanwhile, or NULL. */
+struct rows {
+    const int16_t *at, *next;
+    int n, width;
+    int strip; /* integers from one strip to the next */
+};
+
+/* What becomes of the sums of query i with column j: scale given, y[i][j] = sum * (scale[j] * by[i]), a score;
+ * else y[i][j] = fma(sum, by[i], y[i][j] * c[i]), a value, y taken as 0 if c is NULL. */
+struct output {
+    float *const *y;
+    const uint16_t *scale;
+    const float *by, *c;
+};
+
+/* Scales of sixteen keys or values. */
+INLINE __m512 load_scales(const uint16_t *upper)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)upper)), 16));
+}
+
+/* Of n_v vectors of sums from column col, the last lanes masked. */
+INLINE void put(const struct output *o, int i, int col, const __m512i *sum, const int n_v, __mmask16 part)
+{
+    float *y = o->y[i] + col;
+    __m512 by = _mm512_set1_ps(o->by[i]);
+    if (o->scale) { /* of KV_PAGE keys */
+        const uint16_t *scale = o->scale + col;
+#pragma GCC unroll 4
+        for (int v = 0; v < n_v; v++) {
+            __m512 each = _mm512_mul_ps(load_scales(scale + 16 * v), by);
+            _mm512_storeu_ps(y + 16 * v, _mm512_mul_ps(_mm512_cvtepi32_ps(sum[v]), each));
+        }
+    } else {
+        __m512 c = o->c ? _mm512_set1_ps(o->c[i]) : _mm512_setzero_ps();
+#pragma GCC unroll 4
+        for (int v = 0; v < n_v; v++) {
+            __m512 before = o->c ? _mm512_mul_ps(_mm512_maskz_loadu_ps(part, y + 16 * v), c) : c;
+            _mm512_mask_storeu_ps(y + 16 * v, part, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[v]), by, before));
+        }
+    }
+}
+
+/* A pair of integers, in each lane. */
+INLINE __m512i broadcast_pair(const int16_t *x)
+{
+    int32_t pair;
+    memcpy(&pair, x, sizeof pair);
+    return _mm512_set1_epi32(pair);
+}
+
 /* Each line twice, 1 KB apart: the second pass over a page of memory keeps the L2 streamer ahead of the first. */
-INLINE void prefetch_line(const uint16_t *p)
+INLINE void prefetch_line(const void *p)
 {
     _mm_prefetch((const char *)p, _MM_HINT_T1);
     _mm_prefetch((const char *)p + 1024, _MM_HINT_T1);
 }
 
-INLINE __m512 load_half(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
-
-INLINE void scores(float out[QUERIES][KV_PAGE], const struct queries *b, const struct page *page, int k_dim,
-                   const int Q, const bool wide)
+/* Columns col .. col + 16*n_v, the last vector masked, of Q queries: two strips, or a vector of one. */
+INLINE void pass(const struct output *o, const int16_t *const *x, const struct rows *r, int col, const int Q, const int n_v,
+                 const bool fetch)
 {
-    __m512 s[QUERIES][VECTORS];
+    const int in_strip = col % KV_STRIP, strip = col - in_strip, at = col / KV_STRIP * r->strip + 2 * in_strip;
+    const int stride = 2 * (r->width - strip < KV_STRIP ? r->width - strip : KV_STRIP);
+    const int16_t *row = r->at + at, *next = fetch ? r->next + at : NULL;
+    const __mmask16 part = n_v > 1 ? 0xffff : lanes_left(r->width - col);
+    __m512i sum[QUERIES][VECTORS];
 #pragma GCC unroll 6
     for (int i = 0; i < Q; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < VECTORS; j++) s[i][j] = _mm512_setzero_ps();
-    for (int d = 0; d < k_dim; d++) {
-        __m512 k[VECTORS];
-        if (!wide) {
-            prefetch_line(page->next + d * KV_PAGE);
-            prefetch_line(page->next + d * KV_PAGE + KV_PAGE / 2);
+        for (int v = 0; v < n_v; v++) sum[i][v] = _mm512_setzero_si512();
+    for (int t = 0; t < r->n; t++, row += stride) {
+        __m512i k[VECTORS];
+        if (fetch) {
+#pragma GCC unroll 4
+            for (int v = 0; v < n_v; v++) prefetch_line(next + v / 2 * r->strip + v % 2 * 32);
+            next += stride;
         }
 #pragma GCC unroll 4
-        for (int j = 0; j < VECTORS; j++)
-            k[j] = wide ? _mm512_loadu_ps(page->wide + d * KV_PAGE + 16 * j)
-                        : load_half(page->half + d * KV_PAGE + 16 * j);
+        for (int v = 0; v < n_v; v++) k[v] = _mm512_maskz_loadu_epi32(part, row + v / 2 * r->strip + v % 2 * 32);
 #pragma GCC unroll 6
         for (int i = 0; i < Q; i++) {
-            __m512 q = _mm512_set1_ps(b->q[i][d]);
+            __m512i pair = broadcast_pair(x[i] + 2 * t);
 #pragma GCC unroll 4
-            for (int j = 0; j < VECTORS; j++) s[i][j] = _mm512_fmadd_ps(q, k[j], s[i][j]);
+            for (int v = 0; v < n_v; v++) {
+                sum[i][v] = _mm512_dpwssd_epi32(sum[i][v], pair, k[v]);
+                SETTLE(sum[i][v]);
+            }
         }
     }
 #pragma GCC unroll 6
-    for (int i = 0; i < Q; i++)
-#pragma GCC unroll 4
-        for (int j = 0; j < VECTORS; j++) _mm512_storeu_ps(out[i] + 16 * j, s[i][j]);
+    for (int i = 0; i < Q; i++) put(o, i, col, sum[i], n_v, part);
 }
 
-/* fold16, or the maximum, of four vectors at once. */
-INLINE void reduce4(float out[4], const __m512 v[4], const bool add)
+/* Sums over t of x[i][2t] * row t's first integer and x[i][2t + 1] * its second one, of Q queries and all columns, to o. */
+INLINE void product(const struct output *o, const int16_t *const *x, const struct rows *r, const int Q, const bool fetch)
 {
-#define OP(a, b) (add ? _mm512_add_ps(a, b) : _mm512_max_ps(a, b))
-    __m512 half[2];
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; i++) /* lanes l and l + 8 of the first vector in the low half, of the second in the high one */
-        half[i] = OP(_mm512_mask_blend_ps(0xff00, v[2 * i], v[2 * i + 1]),
-                     _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x4e));
-    __m512 quarters = OP(_mm512_shuffle_f32x4(half[0], half[1], 0x88), _mm512_shuffle_f32x4(half[0], half[1], 0xdd));
-    quarters = OP(quarters, _mm512_permute_ps(quarters, 0x4e));
-    quarters = OP(quarters, _mm512_permute_ps(quarters, 0xb1));
-#undef OP
-    const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-    _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(first, quarters)));
+    int col = 0;
+    for (; col + 64 <= r->width; col += 64) pass(o, x, r, col, Q, 4, fetch);
+    for (; col < r->width; col += 16) pass(o, x, r, col, Q, 1, fetch);
 }
 
-enum { REDUCED = (QUERIES + 3) / 4 * 4 };
+typedef void product_fn(const struct output *o, const int16_t *const *x, const struct rows *r);
 
-INLINE void reduce(float out[REDUCED], const __m512 v[REDUCED], int n, const bool add)
-{
-    for (int i = 0; i < n; i += 4) reduce4(out + i, v + i, add);
-}
-
-/* The block's scores in p become probabilities; updates m and l, scales acc. */
-static void softmax(float p[QUERIES][KV_PAGE], const struct queries *b, int v_dim, bool first)
-{
-    __m512 of_each[REDUCED];
-    float m[REDUCED], sum[REDUCED];
-    for (int i = b->n; i < REDUCED; i++) of_each[i] = _mm512_setzero_ps();
-    for (int i = 0; i < b->n; i++) {
-        uint64_t slots = b->seen[i] < KV_PAGE ? (1ULL << b->seen[i]) - 1 : ~0ULL;
-        __m512 top = _mm512_set1_ps(*b->m[i]);
-#pragma GCC unroll 4
-        for (int j = 0; j < VECTORS; j++) /* a NaN among the scores gives top */
-            top = _mm512_mask_max_ps(top, (__mmask16)(slots >> 16 * j), _mm512_loadu_ps(p[i] + 16 * j), top);
-        of_each[i] = top;
-    }
-    reduce(m, of_each, b->n, false);
-    for (int i = 0; i < b->n; i++) {
-        uint64_t slots = b->seen[i] < KV_PAGE ? (1ULL << b->seen[i]) - 1 : ~0ULL;
-        __m512 all = _mm512_setzero_ps(), m_all = _mm512_set1_ps(m[i] += 0.0f);
-#pragma GCC unroll 4
-        for (int j = 0; j < VECTORS; j++) {
-            __mmask16 some = (__mmask16)(slots >> 16 * j);
-            __m512 e = _mm512_maskz_mov_ps(some, kexp16(_mm512_sub_ps(_mm512_loadu_ps(p[i] + 16 * j), m_all)));
-            _mm512_storeu_ps(p[i] + 16 * j, e);
-            all = _mm512_mask_add_ps(all, some, all, e);
-        }
-        of_each[i] = all;
-    }
-    reduce(sum, of_each, b->n, true);
-    for (int i = 0; i < b->n; i++) {
-        float before = *b->m[i], *l = b->l[i], *acc = b->acc[i];
-        *b->m[i] = m[i];
-        if (first || before == m[i]) { /* acc is 0, or is to be multiplied by kexp(0) = 1 */
-            *l = sum[i] + *l;
-            continue;
-        }
-        float c = kexp(before - m[i]);
-        *l = fmaf(*l, c, sum[i]);
-        __m512 c_all = _mm512_set1_ps(c);
-        for (int d = 0; d < v_dim; d += 16) {
-            __mmask16 part = lanes_left(v_dim - d);
-            _mm512_mask_storeu_ps(acc + d, part, _mm512_mul_ps(_mm512_maskz_loadu_ps(part, acc + d), c_all));
-        }
-    }
-}
-
-/* Adds the values of slots j0 .. j1, dimensions d0 .. d0 + 16 * n (the last vector masked), of Q queries. */
-INLINE void values(const float p[QUERIES][KV_PAGE], float *const acc_out[QUERIES], const struct page *page,
-                   int j0, int j1, int d0, int v_dim, const int Q, const int n, const bool wide)
-{
-    __m512 acc[QUERIES][VECTORS];
-    __mmask16 part[VECTORS];
-#pragma GCC unroll 4
-    for (int x = 0; x < n; x++) part[x] = lanes_left(v_dim - d0 - 16 * x);
-#pragma GCC unroll 6
-    for (int i = 0; i < Q; i++)
-#pragma GCC unroll 4
-        for (int x = 0; x < n; x++) acc[i][x] = _mm512_maskz_loadu_ps(part[x], acc_out[i] + d0 + 16 * x);
-    for (int j = j0; j < j1; j++) {
-        __m512 v[VECTORS];
-        if (!wide) {
-            const uint16_t *next = page->next + j * v_dim + d0;
-            prefetch_line(next);
-            prefetch_line(next + 32);
-        }
-#pragma GCC unroll 4
-        for (int x = 0; x < n; x++) {
-            int at = j * v_dim + d0 + 16 * x;
-            v[x] = wide ? _mm512_maskz_loadu_ps(part[x], page->wide + at)
-                        : _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(part[x], page->half + at));
-        }
-#pragma GCC unroll 6
-        for (int i = 0; i < Q; i++) {
-            __m512 pj = _mm512_set1_ps(p[i][j]);
-#pragma GCC unroll 4
-            for (int x = 0; x < n; x++) acc[i][x] = _mm512_fmadd_ps(pj, v[x], acc[i][x]);
-        }
-    }
-#pragma GCC unroll 6
-    for (int i = 0; i < Q; i++)
-#pragma GCC unroll 4
-        for (int x = 0; x < n; x++) _mm512_mask_storeu_ps(acc_out[i] + d0 + 16 * x, part[x], acc[i][x]);
-}
-
-/* All dimensions. */
-INLINE void all_values(const float p[QUERIES][KV_PAGE], float *const acc[QUERIES], const struct page *page,
-                       int j0, int j1, int v_dim, const int Q, const bool wide)
-{
-    int d = 0;
-    for (; d + 64 <= v_dim; d += 64) values(p, acc, page, j0, j1, d, v_dim, Q, 4, wide);
-    for (; d < v_dim; d += 16) values(p, acc, page, j0, j1, d, v_dim, Q, 1, wide);
-}
-
-INLINE void block_values(const struct queries *b, const struct page *v, int v_dim, const float p[QUERIES][KV_PAGE],
-                         const int Q, const bool wide)
-{
-    all_values(p, b->acc, v, 0, b->common, v_dim, Q, wide);
-    for (int i = 0; i < Q; i++) /* what only some of them see */
-        if (b->seen[i] > b->common) all_values(p + i, b->acc + i, v, b->common, b->seen[i], v_dim, 1, wide);
-}
-
-#define DEFINE(Q)                                                                                                  \
-    static void scores_##Q(float p[QUERIES][KV_PAGE], const struct queries *b, const struct page *k, int k_dim)     \
-    {                                                                                                              \
-        if (k->wide)                                                                                               \
-            scores(p, b, k, k_dim, Q, true);                                                                       \
-        else                                                                                                       \
-            scores(p, b, k, k_dim, Q, false);                                                                      \
-    }                                                                                                              \
-    static void values_##Q(const struct queries *b, const struct page *v, int v_dim, float p[QUERIES][KV_PAGE])    \
-    {                                                                                                              \
-        if (v->wide)                                                                                               \
-            block_values(b, v, v_dim, p, Q, true);                                                                 \
-        else                                                                                                       \
-            block_values(b, v, v_dim, p, Q, false);                                                                \
+#define DEFINE(Q)                                                                                      \
+    static void product_##Q(const struct output *o, const int16_t *const *x, const struct rows *r)     \
+    {                                                                                                  \
+        if (r->next)                                                                                   \
+            product(o, x, r, Q, true);                                                                 \
+        else                                                                                           \
+            product(o, x, r, Q, false);                                                                \
     }
 DEFINE(1)
 DEFINE(2)
@@ -228,83 +155,161 @@ DEFINE(3)
 DEFINE(4)
 DEFINE(5)
 DEFINE(6)
+#undef DEFINE
 
-typedef void scores_fn(float p[QUERIES][KV_PAGE], const struct queries *b, const struct page *k, int k_dim);
-typedef void values_fn(const struct queries *b, const struct page *v, int v_dim, float p[QUERIES][KV_PAGE]);
-static scores_fn *const scores_of[QUERIES + 1] = {NULL, scores_1, scores_2, scores_3, scores_4, scores_5, scores_6};
-static values_fn *const values_of[QUERIES + 1] = {NULL, values_1, values_2, values_3, values_4, values_5, values_6};
+static product_fn *const product_of[QUERIES + 1] = {NULL,      product_1, product_2, product_3,
+                                                    product_4, product_5, product_6};
 
-/* A page as it is taken: widened into buffer, or as stored if that is NULL. */
-static struct page open_page(const uint16_t *half, const uint16_t *next, int n, float *buffer)
+enum operation { ADD, MAX, MAX_BITS };
+
+INLINE __m512 operate(__m512 a, __m512 b, const enum operation op)
 {
-    struct page page = {.half = half, .next = next ? next : half, .wide = buffer};
-    for (int i = 0; buffer && i < n; i += 32) {
-        prefetch_line(page.next + i);
-        _mm512_storeu_ps(buffer + i, load_half(half + i));
-        _mm512_storeu_ps(buffer + i + 16, load_half(half + i + 16));
-    }
-    return page;
+    if (op == ADD) return _mm512_add_ps(a, b);
+    if (op == MAX) return _mm512_max_ps(a, b);
+    return _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
 }
 
-/* Queries first .. end-1 that see some of page j. */
-static struct queries gather_block(const float *const *q, const int *n_keys, int first, int end, int j, int v_dim, float *m,
-                                   float *l, float *acc)
+/* fold16, or the largest, of four vectors at once. */
+INLINE void reduce4(float out[4], const __m512 v[4], const enum operation op)
 {
-    struct queries b = {.n = 0, .common = KV_PAGE};
-    for (int i = first; i < end; i++) {
-        int seen = n_keys[i] - j * KV_PAGE;
-        if (seen <= 0) continue;
-        if (seen < b.common) b.common = seen;
-        b.q[b.n] = q[i];
-        b.seen[b.n] = seen < KV_PAGE ? seen : KV_PAGE;
-        b.m[b.n] = m + i;
-        b.l[b.n] = l + i;
-        b.acc[b.n++] = acc + (size_t)i * (size_t)v_dim;
-    }
-    return b;
+    __m512 half[2];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) /* lanes l and l + 8 of the first vector in the low half, of the second in the high one */
+        half[i] = operate(_mm512_mask_blend_ps(0xff00, v[2 * i], v[2 * i + 1]),
+                          _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x4e), op);
+    __m512 quarters = operate(_mm512_shuffle_f32x4(half[0], half[1], 0x88), _mm512_shuffle_f32x4(half[0], half[1], 0xdd), op);
+    quarters = operate(quarters, _mm512_permute_ps(quarters, 0x4e), op);
+    quarters = operate(quarters, _mm512_permute_ps(quarters, 0xb1), op);
+    const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(first, quarters)));
 }
 
-/* At most CHUNK queries. */
-static void attend_chunk(const float *const *q, const int *n_keys, int n_q, int k_dim, int v_dim,
-                         const uint16_t *const *k_pages, const uint16_t *const *v_pages, float *m, float *l, float *acc,
-                         struct scratch *sc)
+enum { REDUCED = (QUERIES + 3) / 4 * 4 };
+
+INLINE void reduce(float out[16], const __m512 v[REDUCED], int n, const enum operation op)
+{
+    for (int i = 0; i < n; i += 4) reduce4(out + i, v + i, op);
+}
+
+/* Of page slots 16*j and up, those that a query sees. */
+INLINE __mmask16 seen_of(int seen, int j) { return seen > 16 * j ? lanes_left(seen - 16 * j) : 0; }
+
+/* Turns the block's scores into weights, as integers times scale, and merges them into m and l. c: what acc shrinks by.
+ * What is one number a query is done for all of them in one register. */
+static void soften(struct scratch *s, const struct queries *b, const uint16_t *v_scale, bool first, float c[16], float scale[16])
+{
+    _Alignas(64) float m[16] = {0}, sum[16] = {0}, top[16] = {0}, before[16] = {0}, inv[16];
+    __m512 of_each[REDUCED], top_of_each[REDUCED];
+    for (int i = b->n; i < REDUCED; i++) of_each[i] = top_of_each[i] = _mm512_setzero_ps();
+    for (int i = 0; i < b->n; i++) {
+        __m512 all = _mm512_set1_ps(before[i] = *b->m[i]);
+#pragma GCC unroll 4
+        for (int j = 0; j < VECTORS; j++) /* a NaN among the scores gives the other operand */
+            all = _mm512_mask_max_ps(all, seen_of(b->seen[i], j), _mm512_load_ps(s->p[i] + 16 * j), all);
+        of_each[i] = all;
+    }
+    reduce(m, of_each, b->n, MAX);
+    __m512 tops = _mm512_add_ps(_mm512_load_ps(m), _mm512_setzero_ps());
+    _mm512_store_ps(m, tops);
+    _mm512_store_ps(c, first ? _mm512_setzero_ps() : kexp16(_mm512_sub_ps(_mm512_load_ps(before), tops)));
+    for (int i = 0; i < b->n; i++) {
+        __m512 all = _mm512_setzero_ps(), m_all = _mm512_set1_ps(m[i]);
+        __m512i largest = _mm512_setzero_si512();
+#pragma GCC unroll 4
+        for (int j = 0; j < VECTORS; j++) {
+            __mmask16 some = seen_of(b->seen[i], j);
+            __m512 e = kexp16(_mm512_sub_ps(_mm512_load_ps(s->p[i] + 16 * j), m_all));
+            all = _mm512_mask_add_ps(all, some, all, e);
+            __m512 w = _mm512_maskz_mov_ps(some, _mm512_mul_ps(e, load_scales(v_scale + 16 * j)));
+            largest = _mm512_max_epu32(largest, _mm512_castps_si512(w)); /* none is negative, but NaN may be: above all others either way */
+            _mm512_store_ps(s->p[i] + 16 * j, w);
+        }
+        of_each[i] = all;
+        top_of_each[i] = _mm512_castsi512_ps(largest);
+    }
+    reduce(sum, of_each, b->n, ADD);
+    reduce(top, top_of_each, b->n, MAX_BITS);
+
+    /* kquant_scale; number: neither NaN nor infinite */
+    __m512 largest = _mm512_load_ps(top), by = _mm512_set1_ps(WEIGHT_LEVELS);
+    __mmask16 number = _mm512_cmplt_epu32_mask(_mm512_castps_si512(largest), _mm512_set1_epi32(0x7f800000));
+    __mmask16 some = _mm512_mask_cmp_ps_mask(number, largest, _mm512_set1_ps(KQUANT_TINY), _CMP_NLT_UQ);
+    __m512 scales = _mm512_maskz_mov_ps(some, _mm512_div_ps(largest, by));
+    _mm512_store_ps(scale, _mm512_mask_mov_ps(_mm512_set1_ps(kfloat_of_bits(0x7fc00000u)), number, scales));
+    _mm512_store_ps(inv, _mm512_div_ps(by, largest));
+
+    for (int i = 0; i < b->n; i++) {
+        __m512 each = _mm512_set1_ps(inv[i]);
+        __mmask16 any = (__mmask16)-(some >> i & 1);
+        *b->m[i] = m[i];
+        *b->l[i] = fmaf(*b->l[i], c[i], sum[i]);
+#pragma GCC unroll 4
+        for (int j = 0; j < VECTORS; j++) {
+            __m512i w = _mm512_maskz_cvtps_epi32(any, _mm512_mul_ps(_mm512_load_ps(s->p[i] + 16 * j), each));
+            _mm256_storeu_si256((void *)(s->weight[i] + 16 * j), _mm512_cvtepi32_epi16(w));
+        }
+    }
+}
+
+/* One page. next: the page to be fetched meanwhile, or NULL. */
+static void attend_block(const struct queries *b, struct scratch *s, int k_dim, int v_dim, const struct kv_head *page,
+                         const struct kv_head *next, bool first)
+{
+    _Alignas(64) float c[16], scale[16];
+    float *scores[QUERIES];
+    const int16_t *weights[QUERIES];
+    size_t k_count = kv_k_count(k_dim);
+    for (int i = 0; i < b->n; i++) {
+        scores[i] = s->p[i];
+        weights[i] = s->weight[i];
+    }
+    if (next)
+        for (int i = 0; i < KV_SCALES; i += LINE / (int)sizeof *next->scale)
+            _mm_prefetch((const char *)(next->scale + i), _MM_HINT_T1);
+    int n_pairs = (k_dim + 1) / 2;
+    struct rows k = {.at = page->data, .next = next ? next->data : NULL, .n = n_pairs, .width = KV_PAGE,
+                     .strip = n_pairs * KV_STRIP * 2};
+    product_of[b->n](&(struct output){.y = scores, .scale = page->scale, .by = b->scale}, b->q, &k);
+    soften(s, b, page->scale + KV_PAGE, first, c, scale);
+    struct rows v = {.at = page->data + k_count, .next = next ? next->data + k_count : NULL, .n = (b->most + 1) / 2, .width = v_dim,
+                     .strip = KV_PAGE / 2 * KV_STRIP * 2};
+    product_of[b->n](&(struct output){.y = b->acc, .by = scale, .c = first ? NULL : c}, weights, &v);
+}
+
+void avx512_attend(const struct kv_query *queries, int n_q, int k_dim, int v_dim, const struct kv_head *pages, float *m,
+                   float *l, float *acc, void *scratch)
 {
     int n_blocks = (n_q + QUERIES - 1) / QUERIES, most_keys = 0;
     for (int i = 0; i < n_q; i++) {
         m[i] = -INFINITY;
         l[i] = 0;
-        if (n_keys[i] > most_keys) most_keys = n_keys[i];
+        if (queries[i].n_keys > most_keys) most_keys = queries[i].n_keys;
+        if (queries[i].n_keys <= 0) /* the others' first page writes it */
+            memset(acc + (size_t)i * (size_t)v_dim, 0, (size_t)v_dim * sizeof *acc);
     }
-    memset(acc, 0, sizeof *acc * (size_t)n_q * (size_t)v_dim);
-    float *buffer = n_blocks > 2 && k_dim <= WIDE_DIM && v_dim <= WIDE_DIM ? sc->wide : NULL;
-    for (int j = 0; j * KV_PAGE < most_keys; j++) {
-        struct queries blocks[CHUNK_BLOCKS];
-        struct page k = open_page(k_pages[j], k_pages[j + 1], k_dim * KV_PAGE, buffer);
-        for (int b = 0; b < n_blocks; b++) { /* of (nearly) equal size */
-            struct queries *block = &blocks[b];
-            float(*p)[KV_PAGE] = sc->p + QUERIES * b;
-            *block = gather_block(q, n_keys, n_q * b / n_blocks, n_q * (b + 1) / n_blocks, j, v_dim, m, l, acc);
-            if (block->n == 0) continue;
-            scores_of[block->n](p, block, &k, k_dim);
-            k.next = k.half; /* fetched once */
-            softmax(p, block, v_dim, j == 0);
-        }
-        struct page v = open_page(v_pages[j], v_pages[j + 1], v_dim * KV_PAGE, buffer);
-        for (int b = 0; b < n_blocks; b++) {
-            if (blocks[b].n == 0) continue;
-            values_of[blocks[b].n](&blocks[b], &v, v_dim, sc->p + QUERIES * b);
-            v.next = v.half;
+    for (int page = 0; page * KV_PAGE < most_keys; page++) {
+        const struct kv_head *next = pages[page + 1].data ? &pages[page + 1] : NULL;
+        for (int j = 0, begin = 0, end; j < n_blocks; j++, begin = end) { /* of (nearly) equal size */
+            end = begin + (n_q - begin) / (n_blocks - j);
+            struct queries b;
+            b.n = b.most = 0;
+            for (int i = begin; i < end; i++) {
+                int seen = queries[i].n_keys - page * KV_PAGE;
+                if (seen <= 0) continue;
+                if (seen > KV_PAGE) seen = KV_PAGE;
+                if (seen > b.most) b.most = seen;
+                b.seen[b.n] = seen;
+                b.q[b.n] = queries[i].q;
+                b.scale[b.n] = queries[i].scale;
+                b.m[b.n] = m + i;
+                b.l[b.n] = l + i;
+                b.acc[b.n++] = acc + (size_t)i * (size_t)v_dim;
+            }
+            if (b.n == 0) continue;
+            attend_block(&b, scratch, k_dim, v_dim, &pages[page], next, page == 0);
+            next = NULL; /* fetched once */
         }
     }
-}
-
-void avx512_attend(const float *const *q, const int *n_keys, int n_q, int k_dim, int v_dim,
-                   const uint16_t *const *k_pages, const uint16_t *const *v_pages, float *m, float *l, float *acc,
-                   void *scratch)
-{
-    for (int i = 0; i < n_q; i += CHUNK)
-        attend_chunk(q + i, n_keys + i, n_q - i < CHUNK ? n_q - i : CHUNK, k_dim, v_dim, k_pages, v_pages, m + i, l + i,
-                     acc + (size_t)i * (size_t)v_dim, scratch);
 }
 
 void avx512_attend_merge(float *m, float *l, float *acc, float m2, float l2, const float *acc2, int v_dim)
@@ -322,18 +327,31 @@ void avx512_attend_merge(float *m, float *l, float *acc, float m2, float l2, con
     *m = top;
 }
 
-void avx512_kv_store(uint16_t *k_page, uint16_t *v_page, const float *k, const float *v, int k_dim, int v_dim,
-                     int slot)
+float avx512_narrow(int16_t *y, const float *x, int n, enum narrow_by by)
 {
-    for (int d = 0; d < k_dim; d += 16) {
-        uint16_t half[16];
-        __m512 x = _mm512_maskz_loadu_ps(lanes_left(k_dim - d), k + d);
-        _mm256_storeu_si256((void *)half, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-        for (int i = 0; i < 16 && d + i < k_dim; i++) k_page[(d + i) * KV_PAGE + slot] = half[i];
+    __m512 all = _mm512_setzero_ps();
+    __m512i magnitude = _mm512_set1_epi32(0x7fffffff), largest = _mm512_setzero_si512();
+    uint32_t top_bits;
+    for (int i = 0; i < n; i += 16) { /* zeros change neither */
+        __m512 v = _mm512_maskz_loadu_ps(lanes_left(n - i), x + i);
+        all = _mm512_fmadd_ps(v, v, all);
+        largest = _mm512_max_epu32(largest, _mm512_and_si512(_mm512_castps_si512(v), magnitude));
     }
-    for (int d = 0; d < v_dim; d += 16) {
-        __mmask16 part = lanes_left(v_dim - d);
-        __m256i half = _mm512_cvtps_ph(_mm512_maskz_loadu_ps(part, v + d), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-        _mm256_mask_storeu_epi16(v_page + slot * v_dim + d, part, half);
+    if (by == NARROW_BY_LENGTH) {
+        top_bits = klength_bits(fold16(all));
+    } else {
+        __m512 v = _mm512_castsi512_ps(largest), same[4] = {v, v, v, v};
+        float top[4];
+        reduce4(top, same, MAX_BITS);
+        top_bits = kbits_of_float(top[0]);
     }
+    float inv, scale = kquant_scale_upper(top_bits, by == NARROW_BY_LENGTH ? KEY_LEVELS : VALUE_LEVELS, &inv);
+    __m512 each = _mm512_set1_ps(inv);
+    for (int i = 0; i < n; i += 16) {
+        __mmask16 some = lanes_left(n - i);
+        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(some, x + i), each);
+        __m512i integers = _mm512_maskz_cvtps_epi32(inv > 0 ? 0xffff : 0, v); /* NaN times 0 is not 0 */
+        _mm256_mask_storeu_epi16(y + i, lanes_left((n - i + 1) / 2 * 2), _mm512_cvtepi32_epi16(integers));
+    }
+    return scale;
 }

@@ -39,11 +39,9 @@ void avx512_rope(float *x, const float *cos, const float *sin, int n_rot, bool n
 int avx512_argmax(const float *x, int n);
 
 /* attend.c */
-void avx512_kv_store(uint16_t *k_page, uint16_t *v_page, const float *k, const float *v, int k_dim, int v_dim,
-                     int slot);
-void avx512_attend(const float *const *q, const int *n_keys, int n_q, int k_dim, int v_dim,
-                   const uint16_t *const *k_pages, const uint16_t *const *v_pages, float *m, float *l, float *acc,
-                   void *scratch);
+float avx512_narrow(int16_t *y, const float *x, int n, enum narrow_by by);
+void avx512_attend(const struct kv_query *queries, int n_q, int k_dim, int v_dim, const struct kv_head *pages, float *m,
+                   float *l, float *acc, void *scratch);
 void avx512_attend_merge(float *m, float *l, float *acc, float m2, float l2, const float *acc2, int v_dim);
 
 /* peak.c */

@@ -25,7 +25,7 @@
         .silu_mul = avx512_silu_mul,                                                                                  \
         .gelu = avx512_gelu,                                                                                          \
         .rope = avx512_rope,                                                                                          \
-        .kv_store = avx512_kv_store,                                                                                  \
+        .narrow = avx512_narrow,                                                                                      \
         .attend = avx512_attend,                                                                                      \
         .attend_merge = avx512_attend_merge,                                                                          \
         .argmax = avx512_argmax,                                                                                      \

@@ -6,18 +6,9 @@
 
 void neon_rmsnorm(float *y, const float *x, const float *w, int n, float eps)
 {
-    struct lanes16 s = lanes_zero();
+    float r = 1 / sqrtf(sum_of_squares(x, n) / (float)n + eps);
     int i = 0;
-    for (; i + 16 <= n; i += 16)
-        for (int k = 0; k < 4; k++) {
-            float32x4_t v = vld1q_f32(x + i + 4 * k);
-            s.v[k] = vfmaq_f32(s.v[k], v, v);
-        }
-    float lane[16];
-    lanes_store(lane, &s);
-    for (; i < n; i++) lane[i % 16] = fmaf(x[i], x[i], lane[i % 16]);
-    float r = 1 / sqrtf(lanes_fold(lanes_load(lane)) / (float)n + eps);
-    for (i = 0; i + 4 <= n; i += 4) vst1q_f32(y + i, vmulq_f32(vmulq_n_f32(vld1q_f32(x + i), r), vld1q_f32(w + i)));
+    for (; i + 4 <= n; i += 4) vst1q_f32(y + i, vmulq_f32(vmulq_n_f32(vld1q_f32(x + i), r), vld1q_f32(w + i)));
     for (; i < n; i++) y[i] = (x[i] * r) * w[i];
 }
 

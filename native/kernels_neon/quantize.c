@@ -14,7 +14,7 @@ void neon_quantize(struct act *a, int row)
             v[i] = vld1q_f32(x + 4 * i);
             top = vmaxq_u32(top, vandq_u32(vreinterpretq_u32_f32(v[i]), vdupq_n_u32(0x7fffffff)));
         }
-        float inv, scale = kquant_scale(vmaxvq_u32(top), &inv);
+        float inv, scale = kquant_scale(vmaxvq_u32(top), 127, &inv);
         a->scale[at] = scale;
         for (int half = 0; half < 2; half++) {
             int16x4_t s[4];

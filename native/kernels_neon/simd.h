@@ -36,6 +36,22 @@ INLINE struct lanes16 lanes_load(const float lane[16])
     return (struct lanes16){{vld1q_f32(lane), vld1q_f32(lane + 4), vld1q_f32(lane + 8), vld1q_f32(lane + 12)}};
 }
 
+/* lanes16 fma(x,x,lane) */
+INLINE float sum_of_squares(const float *x, int n)
+{
+    struct lanes16 s = lanes_zero();
+    float lane[16];
+    int i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (int c = 0; c < 4; c++) {
+            float32x4_t v = vld1q_f32(x + i + 4 * c);
+            s.v[c] = vfmaq_f32(s.v[c], v, v);
+        }
+    lanes_store(lane, &s);
+    for (; i < n; i++) lane[i % 16] = fmaf(x[i], x[i], lane[i % 16]);
+    return lanes_fold(lanes_load(lane));
+}
+
 /* kmax: x where it is larger, so that a NaN in x is passed over. */
 INLINE float32x4_t max_f32(float32x4_t top, float32x4_t x) { return vbslq_f32(vcgtq_f32(x, top), x, top); }
 

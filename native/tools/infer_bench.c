@@ -244,15 +244,18 @@ struct result {
     double bytes, macs;          /* of one measurement */
 };
 
-/* Small values without a pattern: f16 of both signs in 1/8 .. 1/4. */
+/* Small values without a pattern: of both signs, up to 1/4. */
 static void fill_context(const struct hparams *hp, struct kv_seq *s, int n_tokens)
 {
     uint32_t x = 1;
-    size_t halves = kv_page_bytes(hp) / 2;
-    for (int i = 0; i * KV_PAGE < n_tokens; i++)
-        for (size_t j = 0; j < halves; j++) {
-            x = x * 1664525 + 1013904223;
-            s->pages[i]->data[j] = (uint16_t)(0x3000 | (x >> 16 & 0x83ff));
+    for (int i = 0; i < n_tokens; i += KV_PAGE)
+        for (int j = 0; j < hp->n_layer * hp->n_head_kv; j++) {
+            struct kv_head head = kv_head_of(hp, s->pages[i / KV_PAGE], 0, j); /* layers lie next to each other */
+            for (int e = 0; e < KV_SCALES; e++) head.scale[e] = 0x3980; /* 2^-12 */
+            for (size_t e = 0; e < kv_count(hp->k_dim, hp->v_dim); e++) {
+                x = x * 1664525 + 1013904223;
+                head.data[e] = (int16_t)((int)(x >> 16 & 2047) - 1024);
+            }
         }
 }
 
@@ -330,7 +333,7 @@ static void measure(struct bench *b, int threads, const char *what, int tokens, 
     const struct hparams *hp = &b->m->hp;
     bool is_prefill = strcmp(what, "prefill") == 0;
     r = (struct result){.what = what, .threads = threads, .tokens = tokens, .depth = depth, .sequences = n_seqs};
-    double kv_bytes = 2.0 * hp->n_layer * (hp->n_k + hp->n_v); /* of one token */
+    double kv_bytes = (double)kv_page_bytes(hp) / KV_PAGE; /* of one token */
     double keys = (double)tokens * (depth + 0.5 * (tokens + 1)); /* seen by one sequence's tokens */
     int steps = is_prefill ? (tokens + LLM_STEP_TOKENS - 1) / LLM_STEP_TOKENS : tokens;
     r.bytes = steps * step_bytes(b->m) + n_seqs * kv_bytes * (is_prefill ? (double)steps * (depth + tokens / 2.0) : keys);

@@ -208,14 +208,6 @@ EMULATED __m512 _mm512_cvtph_ps(__m256i a)
 {
     return ((emulated){.half = {_mm256_cvtph_ps(_mm256_castsi256_si128(a)), _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1))}}).v;
 }
-#define _mm512_cvtps_ph(a, how) emulated_cvtps_ph((emulated){.v = (a)}, (how))
-EMULATED __m256i emulated_cvtps_ph(emulated a, int how)
-{
-    if (how != (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)) abort(); /* the only one in use */
-    __m128i low = _mm256_cvtps_ph(a.half[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(low),
-                                   _mm256_cvtps_ph(a.half[1], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), 1);
-}
 EMULATED __m512i _mm512_maskz_cvtps_epi32(__mmask16 k, __m512 a)
 {
     emulated r;
@@ -284,6 +276,12 @@ EMULATED __mmask8 _mm_cmplt_epu32_mask(__m128i a, __m128i b)
     LANES(4) r |= (unsigned)(x[l] < y[l]) << l;
     return (__mmask8)r;
 }
+EMULATED __mmask16 _mm512_cmplt_epu32_mask(__m512i a, __m512i b)
+{
+    unsigned r = 0;
+    LANES(16) r |= (unsigned)(U(a) < U(b)) << l;
+    return (__mmask16)r;
+}
 /* sum + the products of four unsigned bytes of a and four signed ones of b: even bytes, then odd ones, by products of words. */
 EMULATED __m256i _mm256_dpbusd_avx_epi32(__m256i sum, __m256i a, __m256i b)
 {
@@ -296,6 +294,20 @@ EMULATED __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b)
     emulated r;
     for (int h = 0; h < 2; h++) r.half_i[h] = _mm256_dpbusd_avx_epi32(HI(sum), HI(a), HI(b));
     return r.i;
+}
+EMULATED __m512i _mm512_dpwssd_epi32(__m512i sum, __m512i a, __m512i b)
+{
+    emulated r;
+    for (int h = 0; h < 2; h++) r.half_i[h] = _mm256_add_epi32(HI(sum), _mm256_madd_epi16(HI(a), HI(b)));
+    return r.i;
+}
+EMULATED __m256i _mm512_cvtepi32_epi16(__m512i a)
+{
+    int16_t r[16];
+    __m256i v;
+    LANES(16) r[l] = (int16_t)D(a);
+    memcpy(&v, r, sizeof v);
+    return v;
 }
 EMULATED uint64_t emulated_rotated(uint64_t v, unsigned n) { return n % 64 ? v >> n % 64 | v << (64 - n % 64) : v; }
 /* Byte l: eight bits of its qword of b, from bit a[l] on, around its end. */

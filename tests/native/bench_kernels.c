@@ -14,6 +14,7 @@
 
 #include "blocks.h"
 #include "kernels.h"
+#include "kv_head.h"
 #include "platform.h"
 
 enum { RUNS = 9, MAX_TOKENS = 256 };
@@ -84,21 +85,24 @@ static void bench_attend(const struct kernels *k)
 {
     enum { KEYS = 4096, PAGES = KEYS / KV_PAGE, QUERIES = 192 };
     static float q[QUERIES][128], m[QUERIES], l[QUERIES], acc[QUERIES * 128];
-    static const float *rows[QUERIES];
-    static int n_keys[QUERIES];
+    static struct kv_query queries[QUERIES];
+    static int16_t q_narrow[QUERIES][128];
     void *scratch = allocate(k->scratch_bytes);
     for (int dim = 64; dim <= 128; dim *= 2) {
-        const uint16_t *k_pages[PAGES + 1] = {NULL}, *v_pages[PAGES + 1] = {NULL}; /* no page comes next */
-        uint16_t *cache = allocate((size_t)KEYS * 2 * (size_t)dim * sizeof *cache);
-        for (int i = 0; i < KEYS * 2 * dim; i++) cache[i] = (uint16_t)(0x3000 + i % 997);
-        for (int i = 0; i < PAGES; i++) {
-            k_pages[i] = cache + (size_t)i * 2 * KV_PAGE * (size_t)dim;
-            v_pages[i] = k_pages[i] + KV_PAGE * dim;
+        struct kv_head pages[PAGES + 1] = {{NULL, NULL}}; /* no page comes next */
+        int16_t *cache = allocate(PAGES * kv_count(dim, dim) * sizeof *cache);
+        uint16_t *scales = allocate(PAGES * KV_SCALES * sizeof *scales);
+        for (int i = 0; i < KEYS; i++) {
+            size_t page = (size_t)i / KV_PAGE;
+            float key[128];
+            pages[page] = (struct kv_head){cache + page * kv_count(dim, dim), scales + page * KV_SCALES};
+            for (int d = 0; d < dim; d++) key[d] = (float)((i * dim + d) % 997) * 0.0003f;
+            kv_head_store(k, &pages[page], key, key, dim, dim, i % KV_PAGE);
         }
         for (int i = 0; i < QUERIES; i++) {
-            rows[i] = q[i];
-            n_keys[i] = KEYS;
             for (int d = 0; d < dim; d++) q[i][d] = (float)((i * 31 + d) % 17 - 8) * 0.01f;
+            queries[i] = (struct kv_query){.q = q_narrow[i], .n_keys = KEYS};
+            queries[i].scale = k->narrow(q_narrow[i], q[i], dim, NARROW_BY_LENGTH);
         }
         printf("%-8s attend, heads of %d", k->name, dim);
         static const int counts[] = {1, 2, 3, 4, 5, 6, 7, 8, QUERIES};
@@ -106,7 +110,7 @@ static void bench_attend(const struct kernels *k)
             double best = 1;
             for (int run = 0; run < RUNS; run++) {
                 double start = thread_seconds();
-                k->attend(rows, n_keys, counts[c], dim, dim, k_pages, v_pages, m, l, acc, scratch);
+                k->attend(queries, counts[c], dim, dim, pages, m, l, acc, scratch);
                 double seconds = thread_seconds() - start;
                 if (seconds < best) best = seconds;
             }

@@ -169,7 +169,7 @@ static void compare(const char *what, const struct random_bert *o, double tolera
 static void float_models_give_the_reference_vectors(void)
 {
     struct random_bert o = random_bert_defaults();
-    compare("F32", &o, 2e-4); /* K and V are float16 */
+    compare("F32", &o, 2e-4); /* Q, K and V are 16-bit integers */
     o.type = o.embedding_type = TYPE_F16;
     compare("F16", &o, 2e-4);
     o.type = TYPE_BF16, o.n_head = 4, o.pooling = 2;
@@ -178,6 +178,8 @@ static void float_models_give_the_reference_vectors(void)
     compare("no biases, one head", &o, 3e-4);
     o.n_embd = 60, o.n_head = 3, o.n_ff = 50;
     compare("heads of 20", &o, 3e-4);
+    o.n_head = 4;
+    compare("heads of 15", &o, 3e-4);
 }
 
 static void quantized_models_stay_near_the_reference(void)

@@ -7,7 +7,7 @@
 #include "kernels.h"
 #include "kv.h"
 
-static const struct hparams shape = {.n_layer = 2, .n_head_kv = 2, .k_dim = 4, .v_dim = 2};
+static const struct hparams shape = {.n_layer = 2, .n_head_kv = 2, .k_dim = 5, .v_dim = 35};
 
 static uint32_t rng_state = 1;
 static uint32_t rng(uint32_t below)
@@ -22,10 +22,10 @@ static struct kv_cache *cache_of(int pages)
     return kv_create(&shape, (size_t)pages * kv_page_bytes(&shape), &err);
 }
 
-static uint16_t value_of(uint64_t prefix, int layer, int head, int d)
+static int16_t value_of(uint64_t prefix, int layer, int head, int d)
 {
     uint64_t x = (prefix + (uint64_t)(layer * 64 + head * 8 + d)) * 0x9e3779b97f4a7c15u;
-    return (uint16_t)(x >> 48);
+    return (int16_t)(x >> 48);
 }
 
 static uint64_t prefix_step(uint64_t prefix, uint32_t token)
@@ -41,17 +41,20 @@ static int touch(struct kv_seq *s, const uint32_t *tokens, int from, int to, int
     for (int p = 0; p < to; p++) {
         prefix = prefix_step(prefix, tokens[p]);
         if (p < from) continue;
-        uint16_t *data = s->pages[p / KV_PAGE]->data;
         int slot = p % KV_PAGE;
         for (int layer = 0; layer < shape.n_layer; layer++)
-            for (int head = 0; head < shape.n_head_kv; head++)
+            for (int head = 0; head < shape.n_head_kv; head++) {
+                struct kv_head h = kv_head_of(&shape, s->pages[p / KV_PAGE], layer, head);
+                int16_t *v = h.data + kv_k_count(shape.k_dim);
                 for (int d = 0; d < shape.k_dim + shape.v_dim; d++) {
-                    uint16_t *at = d < shape.k_dim
-                                       ? data + kv_k_offset(&shape, layer, head) + d * KV_PAGE + slot
-                                       : data + kv_v_offset(&shape, layer, head) + slot * shape.v_dim + d - shape.k_dim;
+                    int16_t *at = d < shape.k_dim ? &h.data[kv_k_at(shape.k_dim, slot, d)] : &v[kv_v_at(shape.v_dim, slot, d - shape.k_dim)];
                     if (check) wrong += *at != value_of(prefix, layer, head, d);
                     else *at = value_of(prefix, layer, head, d);
                 }
+                uint16_t scale = (uint16_t)value_of(prefix, layer, head, -1);
+                if (check) wrong += h.scale[slot] != scale || h.scale[KV_PAGE + slot] != scale;
+                else h.scale[slot] = h.scale[KV_PAGE + slot] = scale;
+            }
     }
     return wrong;
 }
