@@ -126,19 +126,24 @@ def all_logprobs(score: Score, n_vocab: int) -> FloatArray:
 
 
 def score_and_reference(
-    infer: Infer, shape: Shape, kind: Type, *, reference_shape: Shape | None = None
+    infer: Infer,
+    shape: Shape,
+    kind: Type,
+    *,
+    reference_shape: Shape | None = None,
+    seed: int = 0,
 ) -> tuple[FloatArray, FloatArray]:
     """Of each token after each position: our log-probability, and the reference's logit."""
     directory = model_dir(infer)
-    path = write_model(directory / "small.gguf", shape, kind)
-    tokens = np.random.default_rng(7).integers(2, shape.n_vocab, 150).astype(np.uint32)
+    path = write_model(directory / "small.gguf", shape, kind, seed)
+    tokens = np.random.default_rng(7 + seed).integers(2, shape.n_vocab, 150).astype(np.uint32)
     infer.load("small", path)
     try:
         ours = all_logprobs(infer.score("small", tokens, top=shape.n_vocab), shape.n_vocab)
     finally:
         infer.unload("small")
     if reference_shape is not None:
-        path = write_model(directory / "other.gguf", reference_shape, kind)
+        path = write_model(directory / "other.gguf", reference_shape, kind, seed)
     return ours, ReferenceModel(path).logits(tokens)[:-1]
 
 
@@ -201,12 +206,15 @@ def test_every_variant_computes_the_reference_logits(
 )
 def test_every_type_predicts_like_the_reference(small: Infer, kind: Type) -> None:
     shape = Shape(n_embd=256, n_head=8, n_head_kv=2, head_dim=32, n_ff=512, tied=False)
-    ours, logits = score_and_reference(small, shape, kind)
-    theirs = log_softmax(logits)
-    kl = (np.exp(theirs) * (theirs - ours)).sum(-1)
-    assert theirs.max(-1).mean() > np.log(10 / shape.n_vocab)  # far from uniform
-    assert kl.mean() <= 0.003
-    assert (ours.argmax(-1) == theirs.argmax(-1)).mean() >= 0.95
+    kl, same = [], []
+    for seed in range(3):  # near ties of one model's 149 predictions move its top-1 by 3 %
+        ours, logits = score_and_reference(small, shape, kind, seed=seed)
+        theirs = log_softmax(logits)
+        assert theirs.max(-1).mean() > np.log(10 / shape.n_vocab)  # far from uniform
+        kl.append((np.exp(theirs) * (theirs - ours)).sum(-1).mean())
+        same.append((ours.argmax(-1) == theirs.argmax(-1)).mean())
+    assert np.mean(kl) <= 0.0005
+    assert np.mean(same) >= 0.96
 
 
 @pytest.mark.parametrize(
