@@ -89,7 +89,7 @@ struct decoder {
     int n_att;         /* n_head * v_dim */
     int q_unit, kv_unit; /* heads that a chunk of Q, of K and V has: whole heads and whole tiles of rows */
     int query_rows;
-    size_t q_stride;   /* k_dim, made even */
+    size_t q_stride;   /* kv_q_count(k_dim) */
     bool quantize_heads_later; /* v_dim is no multiple of ACT_BLOCK */
     double *frequency; /* [n_rot/2] radians per position */
 
@@ -700,7 +700,7 @@ struct decoder *decoder_create(const struct model *m, const struct kernels *k, i
     d->q_unit = heads_of_whole_tiles(hp->k_dim, hp->k_dim);
     d->kv_unit = heads_of_whole_tiles(hp->k_dim, hp->v_dim);
     d->query_rows = LOCAL_FLOATS / hp->v_dim < QUERY_ROWS ? LOCAL_FLOATS / hp->v_dim : QUERY_ROWS;
-    d->q_stride = ((size_t)hp->k_dim + 1) / 2 * 2;
+    d->q_stride = kv_q_count(hp->k_dim);
     d->quantize_heads_later = hp->v_dim % ACT_BLOCK != 0;
 
     /* Each sequence of a batch may leave its last block of rows unfilled. */

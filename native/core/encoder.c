@@ -90,7 +90,7 @@ struct encoder {
     size_t planes_bytes;
     int max_tokens, max_pages;
     int head_unit;             /* fewest heads that a chunk of Q, K and V has: whole tiles of rows */
-    size_t q_stride;           /* head_dim, made even */
+    size_t q_stride;           /* kv_q_count(head_dim) */
     bool quantize_heads_later; /* head_dim is no multiple of ACT_BLOCK */
 
     /* The step. */
@@ -534,7 +534,7 @@ struct encoder *encoder_create(const struct bert_model *m, const struct kernels 
     e->places = calloc(n_places, sizeof *e->places);
     if (!e->places) goto no_memory;
     fill_places(e);
-    e->q_stride = ((size_t)hp->head_dim + 1) / 2 * 2;
+    e->q_stride = kv_q_count(hp->head_dim);
     e->quantize_heads_later = hp->head_dim % ACT_BLOCK != 0;
 
     size_t max_items = ((size_t)max_tokens / (size_t)(LOCAL_FLOATS / LOADER_MAX_HEAD_DIM) + ENCODER_TEXTS) * (size_t)hp->n_head;

@@ -23,7 +23,6 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 
 #include "quant.h"
 
@@ -41,7 +40,7 @@ enum {
     VALUE_LEVELS = 4095,
     WEIGHT_LEVELS = 8191,
 };
-_Static_assert((KEY_LEVELS + 16LL) * (KEY_LEVELS + 16) <= INT32_MAX, "so do 1,024 products of lengths rounded up by half a level each");
+_Static_assert((KEY_LEVELS + 16LL) * (KEY_LEVELS + 16) <= INT32_MAX, "so do products of 1,024 elements, each half a level too large");
 _Static_assert((int64_t)KV_PAGE * VALUE_LEVELS * WEIGHT_LEVELS <= INT32_MAX, "a page's weighted values fit into 32 bits");
 
 /* A weight matrix inside the mapped file: row-major, [n_out, n_in]. */
@@ -70,7 +69,7 @@ struct act {
  * may be narrower. So a kernel reads memory from front to back, where it takes a strip at a time. kv_head.h writes it. */
 struct kv_head {
     int16_t *data;   /* K [KV_PAGE/KV_STRIP, (k_dim+1)/2, KV_STRIP, 2], then V [v_dim/KV_STRIP, KV_PAGE/2, KV_STRIP, 2] */
-    uint16_t *scale; /* of the KV_PAGE keys, then of their values: the upper halves of floats whose lower halves are 0 */
+    uint16_t *scale; /* of the KV_PAGE keys, then of their values: bf16, as exact: the lower halves of these floats are 0 */
 };
 
 enum {
@@ -78,8 +77,11 @@ enum {
     KV_SCALES = 2 * KV_PAGE, /* of a head */
 };
 
+/* Integers of a query or key: an even number. */
+static inline size_t kv_q_count(int k_dim) { return ((size_t)k_dim + 1) / 2 * 2; }
+
 /* Integers of K of a head; V begins after them. */
-static inline size_t kv_k_count(int k_dim) { return (size_t)((k_dim + 1) / 2 * 2) * KV_PAGE; }
+static inline size_t kv_k_count(int k_dim) { return kv_q_count(k_dim) * KV_PAGE; }
 
 /* Integers of a head. Its size in bytes is a multiple of 128, of 4096 if k_dim + v_dim is one of 32: heads of common sizes that
  * lie next to each other begin at pages of memory, which is where the processor's prefetching ends. */
@@ -99,18 +101,9 @@ static inline size_t kv_k_at(int k_dim, int j, int d)
     return (size_t)(((j / KV_STRIP * n_pairs + d / 2) * KV_STRIP + j % KV_STRIP) * 2 + d % 2);
 }
 
-/* (bf16_to_f32 of quant.h, to be inlined) */
-static inline float kv_scale(uint16_t upper)
-{
-    uint32_t bits = (uint32_t)upper << 16;
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
-
 /* A query as attention takes it. */
 struct kv_query {
-    const int16_t *q; /* [k_dim], and 0 if that is odd; narrow by length */
+    const int16_t *q; /* [kv_q_count]; narrow by length */
     float scale;      /* and 1/sqrt(k_dim) */
     int n_keys;       /* it sees keys 0..n_keys-1 of the span (>= 0) */
 };

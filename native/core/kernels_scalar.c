@@ -216,7 +216,7 @@ static void attend_page(const struct kv_query *q, int seen, int k_dim, int v_dim
     for (int j = 0; j < seen; j++) {
         int32_t sum = 0;
         for (int d = 0; d < k_dim; d++) sum += q->q[d] * page->data[kv_k_at(k_dim, j, d)];
-        s[j] = (float)sum * (kv_scale(page->scale[j]) * q->scale);
+        s[j] = (float)sum * (bf16_to_f32(page->scale[j]) * q->scale);
         top = kmax(top, s[j]);
     }
     top += 0.0f;
@@ -225,7 +225,7 @@ static void attend_page(const struct kv_query *q, int seen, int k_dim, int v_dim
     for (int j = 0; j < seen; j++) {
         s[j] = kexp(s[j] - top);
         lane[j % 16] += s[j];
-        s[j] *= kv_scale(page->scale[KV_PAGE + j]);
+        s[j] *= bf16_to_f32(page->scale[KV_PAGE + j]);
         top_bits = kabsmax(top_bits, s[j]);
     }
     *l = fmaf(*l, c, fold16(lane));

@@ -12,38 +12,11 @@
  *
  * Decoding, K and V come from memory, and there are few queries to pay for it. The page that comes
  * next is fetched into L2 meanwhile: as large a share of it as the queries see of this page. */
+#include "attend_pages.h"
 #include "avx2.h"
 #include "simd.h"
 
-#include <string.h>
-
-enum {
-    QUERIES = 6, /* most that share a pass */
-    LINE = 64,   /* bytes of a cache line */
-};
-
-struct attend_scratch {
-    float p[QUERIES][KV_PAGE];        /* scores, then weights, of one page */
-    int16_t weight[QUERIES][KV_PAGE]; /* as integers */
-};
-
 const size_t avx2_attend_scratch = sizeof(struct attend_scratch);
-
-/* Rows of pairs of K or V, in strips: n rows, of each of which the first `width` of its `all` columns are multiplied. */
-struct rows {
-    const int16_t *at;
-    int n, width, all;
-    int strip;           /* integers from one strip to the next */
-    const int16_t *next; /* what is fetched meanwhile, a line for each one of these rows; NULL if nothing */
-};
-
-/* What becomes of the sums of query i with column j: scale given, y[i][j] = sum * (scale[j] * by[i]), a score;
- * else y[i][j] = fma(sum, by[i], y[i][j] * c[i]), a value, y taken as 0 if c is NULL. */
-struct output {
-    float *const *y;
-    const uint16_t *scale;
-    const float *by, *c;
-};
 
 /* Scales of eight keys or values. */
 INLINE __m256 load_scales(const uint16_t *upper)
@@ -52,7 +25,7 @@ INLINE __m256 load_scales(const uint16_t *upper)
 }
 
 /* Of n_v vectors of sums from column col. */
-INLINE void put(const struct output *o, int i, int col, const __m256i *sum, const int n_v)
+INLINE void put(const struct attend_output *o, int i, int col, const __m256i *sum, const int n_v)
 {
     float *y = o->y[i] + col;
     __m256 by = _mm256_set1_ps(o->by[i]);
@@ -76,7 +49,7 @@ INLINE void put(const struct output *o, int i, int col, const __m256i *sum, cons
 INLINE void fetch_line(const int16_t **next)
 {
     _mm_prefetch((const char *)*next, _MM_HINT_T1);
-    *next += LINE / (int)sizeof **next;
+    *next += CACHE_LINE / (int)sizeof **next;
 }
 
 /* Columns col .. col + 8*n_v of product() for n_q queries; they lie in one strip.
@@ -84,21 +57,20 @@ INLINE void fetch_line(const int16_t **next)
  * fetch: also asks for these columns' share of next, a line a row for every two vectors. So the requests are
  * spread over the page's work, since a processor can only wait for some 20 lines at a time. They are in the order of
  * memory, which keeps the processor's own prefetcher ahead of them. */
-INLINE void pass(const struct output *o, const int16_t *const *x, const struct rows *r, int col, const int n_q, const int n_v,
-                 const bool fetch)
+INLINE void pass(const struct attend_output *o, const int16_t *const *x, const struct attend_rows *r, int col, const int n_q,
+                 const int n_v, const bool fetch)
 {
-    const int in_strip = col % KV_STRIP, strip = col - in_strip, n = r->n;
-    const int16_t *row = r->at + col / KV_STRIP * r->strip + 2 * in_strip;
+    const int n = r->n, stride = attend_stride(r, col);
+    const int16_t *row = r->at + col / KV_STRIP * r->strip + 2 * (col % KV_STRIP);
     const int16_t *next = fetch ? r->next + col * n * 2 : NULL;
-    const int stride = 2 * (r->all - strip < KV_STRIP ? r->all - strip : KV_STRIP);
-    __m256i sum[QUERIES][4];
+    __m256i sum[ATTEND_QUERIES][4];
 #pragma GCC unroll 6
     for (int i = 0; i < n_q; i++)
 #pragma GCC unroll 4
         for (int v = 0; v < n_v; v++) sum[i][v] = _mm256_setzero_si256();
     for (int t = 0; t < n; t++) {
         if (n_v > 2) {
-            __m256i w[QUERIES];
+            __m256i w[ATTEND_QUERIES];
 #pragma GCC unroll 6
             for (int i = 0; i < n_q; i++) w[i] = broadcast4(x[i] + 2 * t);
 #pragma GCC unroll 4
@@ -133,7 +105,8 @@ INLINE void pass(const struct output *o, const int16_t *const *x, const struct r
 }
 
 /* Passes of 8*n_v columns, as many as fit, from col. Returns the first column that is left. */
-INLINE int passes(const struct output *o, const int16_t *const *x, const struct rows *r, int col, const int n_q, const int n_v)
+INLINE int passes(const struct attend_output *o, const int16_t *const *x, const struct attend_rows *r, int col, const int n_q,
+                  const int n_v)
 {
     for (; col + 8 * n_v <= r->width; col += 8 * n_v) {
         if (n_v > 1 && r->next) /* whole lines */
@@ -144,8 +117,8 @@ INLINE int passes(const struct output *o, const int16_t *const *x, const struct 
     return col;
 }
 
-/* Sums over t of x[i][2t] * row t's first integer and x[i][2t + 1] * its second one, of n_q queries and all columns, to o. */
-INLINE void product(const struct output *o, const int16_t *const *x, const struct rows *r, const int n_q)
+/* attend_product_fn of n_q queries. */
+INLINE void product(const struct attend_output *o, const int16_t *const *x, const struct attend_rows *r, const int n_q)
 {
     int col = 0;
     if (n_q <= 3) col = passes(o, x, r, col, n_q, 4);
@@ -163,10 +136,8 @@ INLINE void product(const struct output *o, const int16_t *const *x, const struc
     }
 }
 
-typedef void product_fn(const struct output *o, const int16_t *const *x, const struct rows *r);
-
 #define DEFINE(n_q)                                                                                        \
-    static void product_##n_q(const struct output *o, const int16_t *const *x, const struct rows *r)       \
+    static void product_##n_q(const struct attend_output *o, const int16_t *const *x, const struct attend_rows *r)       \
     {                                                                                                      \
         product(o, x, r, n_q);                                                                             \
     }
@@ -177,18 +148,6 @@ DEFINE(4)
 DEFINE(5)
 DEFINE(6)
 #undef DEFINE
-
-static product_fn *const product_of[QUERIES + 1] = {NULL,      product_1, product_2, product_3,
-                                                    product_4, product_5, product_6};
-
-/* Queries of a block, all of which see some of a page, and their running results. */
-struct block {
-    int n, most; /* queries; most keys of the page that one of them sees */
-    const int16_t *q[QUERIES];
-    float scale[QUERIES];
-    int seen[QUERIES]; /* 1..KV_PAGE */
-    float *m[QUERIES], *l[QUERIES], *acc[QUERIES];
-};
 
 /* Scores of unseen keys become such whose weight is 0, up to a multiple of 16 keys. */
 INLINE void hide_unseen(float *p, int seen)
@@ -232,7 +191,8 @@ INLINE void weigh_8(float *p, const uint16_t *v_scale, __m256 m, int seen, const
     _mm256_store_si256((__m256i *)p, w);
 }
 
-/* Turns scores into weights of values' integers. Returns the sum of the weights of values; *top_bits is the largest that p has then. */
+/* Turns scores into weights, whose sum it returns, and these into weights of values' integers: times v_scale. *top_bits: the
+ * largest of them. */
 INLINE float weigh(float *p, const uint16_t *v_scale, int seen, float m, uint32_t *top_bits)
 {
     __m256 lo = _mm256_setzero_ps(), hi = lo, m8 = _mm256_set1_ps(m);
@@ -278,10 +238,10 @@ INLINE void weight_scales(const uint32_t top_bits[8], float scale[8], float inv[
     _mm256_store_ps((float *)any, some);
 }
 
-/* Turns the block's scores into weights, as integers times scale, and merges them into m and l. c: what acc shrinks by.
- * What is one number a query is done for all of them in one register, and query by query within each step, so that one's
+/* What is one number a query is done for all of them in one register, and query by query within each step, so that one's
  * latencies hide behind another's. */
-static void soften(struct attend_scratch *s, const struct block *b, const uint16_t *v_scale, bool first, float c[8], float scale[8])
+static void soften(struct attend_scratch *s, const struct attend_block *b, const uint16_t *v_scale, bool first,
+                   float c[ATTEND_LANES], float scale[ATTEND_LANES])
 {
     _Alignas(32) uint32_t top_bits[8] = {0};
     _Alignas(32) float inv[8];
@@ -299,67 +259,16 @@ static void soften(struct attend_scratch *s, const struct block *b, const uint16
     for (int i = 0; i < b->n; i++) to_integers(s->weight[i], s->p[i], b->seen[i], b->most, inv[i], any[i]);
 }
 
-/* One page. next: the page to be fetched meanwhile, or NULL. */
-static void attend_block(const struct block *b, struct attend_scratch *s, int k_dim, int v_dim, const struct kv_head *page,
-                         const struct kv_head *next, bool first)
-{
-    _Alignas(32) float c[8] = {0}, scale[8];
-    float *scores[QUERIES];
-    const int16_t *weights[QUERIES];
-    size_t k_count = kv_k_count(k_dim);
-    for (int i = 0; i < b->n; i++) {
-        scores[i] = s->p[i];
-        weights[i] = s->weight[i];
-    }
-    if (next)
-        for (int i = 0; i < KV_SCALES; i += LINE / (int)sizeof *next->scale)
-            _mm_prefetch((const char *)(next->scale + i), _MM_HINT_T1);
-    int n_pairs = (k_dim + 1) / 2;
-    struct rows k = {.at = page->data, .n = n_pairs, .width = (b->most + 15) / 16 * 16, .all = KV_PAGE,
-                     .strip = n_pairs * KV_STRIP * 2, .next = next ? next->data : NULL};
-    product_of[b->n](&(struct output){.y = scores, .scale = page->scale, .by = b->scale}, b->q, &k);
-    soften(s, b, page->scale + KV_PAGE, first, c, scale);
-    struct rows v = {.at = page->data + k_count, .n = (b->most + 1) / 2, .width = v_dim, .all = v_dim,
-                     .strip = KV_PAGE / 2 * KV_STRIP * 2, .next = next ? next->data + k_count : NULL};
-    product_of[b->n](&(struct output){.y = b->acc, .by = scale, .c = first ? NULL : c}, weights, &v);
-}
+static const struct attend_kernel kernel = {
+    .product = {NULL, product_1, product_2, product_3, product_4, product_5, product_6},
+    .key_step = 16,
+    .soften = soften,
+};
 
 void avx2_attend(const struct kv_query *queries, int n_q, int k_dim, int v_dim, const struct kv_head *pages, float *m,
                  float *l, float *acc, void *scratch)
 {
-    struct attend_scratch *s = scratch;
-    const size_t ld_acc = (size_t)v_dim;
-    int last = 0, n_blocks = (n_q + QUERIES - 1) / QUERIES;
-    for (int i = 0; i < n_q; i++) {
-        int n_keys = queries[i].n_keys;
-        m[i] = -INFINITY;
-        l[i] = 0;
-        last = n_keys > last ? n_keys : last;
-        if (n_keys <= 0) memset(acc + (size_t)i * ld_acc, 0, ld_acc * sizeof *acc); /* the others' first page writes it */
-    }
-    for (int page = 0; page * KV_PAGE < last; page++) {
-        const struct kv_head *next = pages[page + 1].data ? &pages[page + 1] : NULL;
-        for (int j = 0, begin = 0, end; j < n_blocks; j++, begin = end) { /* of (nearly) equal size */
-            end = begin + (n_q - begin) / (n_blocks - j);
-            struct block b; /* not initialized: with one query, clearing it takes a twentieth of the time */
-            b.n = b.most = 0;
-            for (int i = begin; i < end; i++) {
-                int seen = queries[i].n_keys - page * KV_PAGE;
-                if (seen <= 0) continue;
-                if (seen > KV_PAGE) seen = KV_PAGE;
-                b.most = seen > b.most ? seen : b.most;
-                b.seen[b.n] = seen;
-                b.q[b.n] = queries[i].q;
-                b.scale[b.n] = queries[i].scale;
-                b.m[b.n] = m + i;
-                b.l[b.n] = l + i;
-                b.acc[b.n++] = acc + (size_t)i * ld_acc;
-            }
-            if (b.n == 0) continue;
-            attend_block(&b, s, k_dim, v_dim, &pages[page], next, page == 0);
-            next = NULL; /* fetched once */
-        }
-    }
+    attend_pages(&kernel, queries, n_q, k_dim, v_dim, pages, m, l, acc, scratch);
 }
 
 void avx2_attend_merge(float *m, float *l, float *acc, float m2, float l2, const float *acc2, int v_dim)

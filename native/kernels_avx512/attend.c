@@ -1,25 +1,18 @@
 /* Attention over pages of the KV cache, and what makes integers of queries, keys and values.
  *
- * Up to QUERIES queries share every load of a page. Scores and values are one product, of the queries' integers with rows of
+ * Up to ATTEND_QUERIES queries share every load of a page. Scores and values are one product, of the queries' integers with rows of
  * pairs, of K or of V: lanes are keys, four vectors for the 64 of a page, or elements of the head, 64 at a time; VPDPWSSD adds
- * both products of a pair. Registers: QUERIES * 4 sums + 4 loaded + 1 broadcast = 29.
+ * both products of a pair. Registers: ATTEND_QUERIES * 4 sums + 4 loaded + 1 broadcast = 29.
  *
  * Slots that a query does not see may hold anything: their scores are masked before they are
  * used, and their values are multiplied by 0. Scratch is the caller's, one thread's own; any thread. */
+#include "attend_pages.h"
 #include "avx512.h"
 #include "vector.h"
 
-enum {
-    QUERIES = 6,
-    VECTORS = KV_PAGE / 16,
-    LINE = 64,
-};
+enum { VECTORS = KV_PAGE / 16 };
 
-struct scratch {
-    float p[QUERIES][KV_PAGE];        /* scores, then weights, of one page */
-    int16_t weight[QUERIES][KV_PAGE]; /* as integers */
-};
-_Static_assert(sizeof(struct scratch) <= AVX512_SCRATCH_BYTES, "AVX512_SCRATCH_BYTES is too small");
+_Static_assert(sizeof(struct attend_scratch) <= AVX512_SCRATCH_BYTES, "AVX512_SCRATCH_BYTES is too small");
 
 /* Do it now: left alone, GCC copies every sum twice for each product, and keeps a second set of them in memory. */
 #ifdef __AVX512F__
@@ -28,30 +21,6 @@ _Static_assert(sizeof(struct scratch) <= AVX512_SCRATCH_BYTES, "AVX512_SCRATCH_B
 #define SETTLE(v) (void)(v)
 #endif
 
-/* A block of queries, all of which see some of a page, and their running results. */
-struct queries {
-    int n, most; /* queries; most keys of the page that one of them sees */
-    const int16_t *q[QUERIES];
-    float scale[QUERIES];
-    int seen[QUERIES]; /* 1..KV_PAGE */
-    float *m[QUERIES], *l[QUERIES], *acc[QUERIES];
-};
-
-/* Rows of pairs of K or V, in strips; next: those to be fetched meanwhile, or NULL. */
-struct rows {
-    const int16_t *at, *next;
-    int n, width;
-    int strip; /* integers from one strip to the next */
-};
-
-/* What becomes of the sums of query i with column j: scale given, y[i][j] = sum * (scale[j] * by[i]), a score;
- * else y[i][j] = fma(sum, by[i], y[i][j] * c[i]), a value, y taken as 0 if c is NULL. */
-struct output {
-    float *const *y;
-    const uint16_t *scale;
-    const float *by, *c;
-};
-
 /* Scales of sixteen keys or values. */
 INLINE __m512 load_scales(const uint16_t *upper)
 {
@@ -59,7 +28,7 @@ INLINE __m512 load_scales(const uint16_t *upper)
 }
 
 /* Of n_v vectors of sums from column col, the last lanes masked. */
-INLINE void put(const struct output *o, int i, int col, const __m512i *sum, const int n_v, __mmask16 part)
+INLINE void put(const struct attend_output *o, int i, int col, const __m512i *sum, const int n_v, __mmask16 part)
 {
     float *y = o->y[i] + col;
     __m512 by = _mm512_set1_ps(o->by[i]);
@@ -96,14 +65,13 @@ INLINE void prefetch_line(const void *p)
 }
 
 /* Columns col .. col + 16*n_v, the last vector masked, of Q queries: two strips, or a vector of one. */
-INLINE void pass(const struct output *o, const int16_t *const *x, const struct rows *r, int col, const int Q, const int n_v,
-                 const bool fetch)
+INLINE void pass(const struct attend_output *o, const int16_t *const *x, const struct attend_rows *r, int col, const int Q,
+                 const int n_v, const bool fetch)
 {
-    const int in_strip = col % KV_STRIP, strip = col - in_strip, at = col / KV_STRIP * r->strip + 2 * in_strip;
-    const int stride = 2 * (r->width - strip < KV_STRIP ? r->width - strip : KV_STRIP);
+    const int at = col / KV_STRIP * r->strip + 2 * (col % KV_STRIP), stride = attend_stride(r, col);
     const int16_t *row = r->at + at, *next = fetch ? r->next + at : NULL;
     const __mmask16 part = n_v > 1 ? 0xffff : lanes_left(r->width - col);
-    __m512i sum[QUERIES][VECTORS];
+    __m512i sum[ATTEND_QUERIES][VECTORS];
 #pragma GCC unroll 6
     for (int i = 0; i < Q; i++)
 #pragma GCC unroll 4
@@ -131,18 +99,17 @@ INLINE void pass(const struct output *o, const int16_t *const *x, const struct r
     for (int i = 0; i < Q; i++) put(o, i, col, sum[i], n_v, part);
 }
 
-/* Sums over t of x[i][2t] * row t's first integer and x[i][2t + 1] * its second one, of Q queries and all columns, to o. */
-INLINE void product(const struct output *o, const int16_t *const *x, const struct rows *r, const int Q, const bool fetch)
+/* attend_product_fn of Q queries. */
+INLINE void product(const struct attend_output *o, const int16_t *const *x, const struct attend_rows *r, const int Q,
+                    const bool fetch)
 {
     int col = 0;
     for (; col + 64 <= r->width; col += 64) pass(o, x, r, col, Q, 4, fetch);
     for (; col < r->width; col += 16) pass(o, x, r, col, Q, 1, fetch);
 }
 
-typedef void product_fn(const struct output *o, const int16_t *const *x, const struct rows *r);
-
 #define DEFINE(Q)                                                                                      \
-    static void product_##Q(const struct output *o, const int16_t *const *x, const struct rows *r)     \
+    static void product_##Q(const struct attend_output *o, const int16_t *const *x, const struct attend_rows *r)     \
     {                                                                                                  \
         if (r->next)                                                                                   \
             product(o, x, r, Q, true);                                                                 \
@@ -156,9 +123,6 @@ DEFINE(4)
 DEFINE(5)
 DEFINE(6)
 #undef DEFINE
-
-static product_fn *const product_of[QUERIES + 1] = {NULL,      product_1, product_2, product_3,
-                                                    product_4, product_5, product_6};
 
 enum operation { ADD, MAX, MAX_BITS };
 
@@ -184,7 +148,7 @@ INLINE void reduce4(float out[4], const __m512 v[4], const enum operation op)
     _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(first, quarters)));
 }
 
-enum { REDUCED = (QUERIES + 3) / 4 * 4 };
+enum { REDUCED = (ATTEND_QUERIES + 3) / 4 * 4 };
 
 INLINE void reduce(float out[16], const __m512 v[REDUCED], int n, const enum operation op)
 {
@@ -194,11 +158,12 @@ INLINE void reduce(float out[16], const __m512 v[REDUCED], int n, const enum ope
 /* Of page slots 16*j and up, those that a query sees. */
 INLINE __mmask16 seen_of(int seen, int j) { return seen > 16 * j ? lanes_left(seen - 16 * j) : 0; }
 
-/* Turns the block's scores into weights, as integers times scale, and merges them into m and l. c: what acc shrinks by.
- * What is one number a query is done for all of them in one register. */
-static void soften(struct scratch *s, const struct queries *b, const uint16_t *v_scale, bool first, float c[16], float scale[16])
+/* What is one number a query is done for all of them in one register. */
+static void soften(struct attend_scratch *s, const struct attend_block *b, const uint16_t *v_scale, bool first,
+                   float c[ATTEND_LANES], float scale[ATTEND_LANES])
 {
-    _Alignas(64) float m[16] = {0}, sum[16] = {0}, top[16] = {0}, before[16] = {0}, inv[16];
+    _Alignas(64) float m[ATTEND_LANES] = {0}, sum[ATTEND_LANES] = {0}, top[ATTEND_LANES] = {0}, before[ATTEND_LANES] = {0};
+    _Alignas(64) float inv[ATTEND_LANES];
     __m512 of_each[REDUCED], top_of_each[REDUCED];
     for (int i = b->n; i < REDUCED; i++) of_each[i] = top_of_each[i] = _mm512_setzero_ps();
     for (int i = 0; i < b->n; i++) {
@@ -221,7 +186,8 @@ static void soften(struct scratch *s, const struct queries *b, const uint16_t *v
             __m512 e = kexp16(_mm512_sub_ps(_mm512_load_ps(s->p[i] + 16 * j), m_all));
             all = _mm512_mask_add_ps(all, some, all, e);
             __m512 w = _mm512_maskz_mov_ps(some, _mm512_mul_ps(e, load_scales(v_scale + 16 * j)));
-            largest = _mm512_max_epu32(largest, _mm512_castps_si512(w)); /* none is negative, but NaN may be: above all others either way */
+            /* None is negative, but NaN may be: above all others either way. */
+            largest = _mm512_max_epu32(largest, _mm512_castps_si512(w));
             _mm512_store_ps(s->p[i] + 16 * j, w);
         }
         of_each[i] = all;
@@ -251,65 +217,16 @@ static void soften(struct scratch *s, const struct queries *b, const uint16_t *v
     }
 }
 
-/* One page. next: the page to be fetched meanwhile, or NULL. */
-static void attend_block(const struct queries *b, struct scratch *s, int k_dim, int v_dim, const struct kv_head *page,
-                         const struct kv_head *next, bool first)
-{
-    _Alignas(64) float c[16], scale[16];
-    float *scores[QUERIES];
-    const int16_t *weights[QUERIES];
-    size_t k_count = kv_k_count(k_dim);
-    for (int i = 0; i < b->n; i++) {
-        scores[i] = s->p[i];
-        weights[i] = s->weight[i];
-    }
-    if (next)
-        for (int i = 0; i < KV_SCALES; i += LINE / (int)sizeof *next->scale)
-            _mm_prefetch((const char *)(next->scale + i), _MM_HINT_T1);
-    int n_pairs = (k_dim + 1) / 2;
-    struct rows k = {.at = page->data, .next = next ? next->data : NULL, .n = n_pairs, .width = KV_PAGE,
-                     .strip = n_pairs * KV_STRIP * 2};
-    product_of[b->n](&(struct output){.y = scores, .scale = page->scale, .by = b->scale}, b->q, &k);
-    soften(s, b, page->scale + KV_PAGE, first, c, scale);
-    struct rows v = {.at = page->data + k_count, .next = next ? next->data + k_count : NULL, .n = (b->most + 1) / 2, .width = v_dim,
-                     .strip = KV_PAGE / 2 * KV_STRIP * 2};
-    product_of[b->n](&(struct output){.y = b->acc, .by = scale, .c = first ? NULL : c}, weights, &v);
-}
+static const struct attend_kernel kernel = {
+    .product = {NULL, product_1, product_2, product_3, product_4, product_5, product_6},
+    .key_step = KV_PAGE,
+    .soften = soften,
+};
 
 void avx512_attend(const struct kv_query *queries, int n_q, int k_dim, int v_dim, const struct kv_head *pages, float *m,
                    float *l, float *acc, void *scratch)
 {
-    int n_blocks = (n_q + QUERIES - 1) / QUERIES, most_keys = 0;
-    for (int i = 0; i < n_q; i++) {
-        m[i] = -INFINITY;
-        l[i] = 0;
-        if (queries[i].n_keys > most_keys) most_keys = queries[i].n_keys;
-        if (queries[i].n_keys <= 0) /* the others' first page writes it */
-            memset(acc + (size_t)i * (size_t)v_dim, 0, (size_t)v_dim * sizeof *acc);
-    }
-    for (int page = 0; page * KV_PAGE < most_keys; page++) {
-        const struct kv_head *next = pages[page + 1].data ? &pages[page + 1] : NULL;
-        for (int j = 0, begin = 0, end; j < n_blocks; j++, begin = end) { /* of (nearly) equal size */
-            end = begin + (n_q - begin) / (n_blocks - j);
-            struct queries b;
-            b.n = b.most = 0;
-            for (int i = begin; i < end; i++) {
-                int seen = queries[i].n_keys - page * KV_PAGE;
-                if (seen <= 0) continue;
-                if (seen > KV_PAGE) seen = KV_PAGE;
-                if (seen > b.most) b.most = seen;
-                b.seen[b.n] = seen;
-                b.q[b.n] = queries[i].q;
-                b.scale[b.n] = queries[i].scale;
-                b.m[b.n] = m + i;
-                b.l[b.n] = l + i;
-                b.acc[b.n++] = acc + (size_t)i * (size_t)v_dim;
-            }
-            if (b.n == 0) continue;
-            attend_block(&b, scratch, k_dim, v_dim, &pages[page], next, page == 0);
-            next = NULL; /* fetched once */
-        }
-    }
+    attend_pages(&kernel, queries, n_q, k_dim, v_dim, pages, m, l, acc, scratch);
 }
 
 void avx512_attend_merge(float *m, float *l, float *acc, float m2, float l2, const float *acc2, int v_dim)

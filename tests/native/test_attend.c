@@ -47,8 +47,8 @@ static int v_element(int j, int d)
     return cache.pages[j / KV_PAGE].data[kv_k_count(cache.k_dim) + kv_v_at(cache.v_dim, j % KV_PAGE, d)];
 }
 
-static double k_scale(int j) { return (double)kv_scale(cache.pages[j / KV_PAGE].scale[j % KV_PAGE]); }
-static double v_scale(int j) { return (double)kv_scale(cache.pages[j / KV_PAGE].scale[KV_PAGE + j % KV_PAGE]); }
+static double k_scale(int j) { return (double)bf16_to_f32(cache.pages[j / KV_PAGE].scale[j % KV_PAGE]); }
+static double v_scale(int j) { return (double)bf16_to_f32(cache.pages[j / KV_PAGE].scale[KV_PAGE + j % KV_PAGE]); }
 
 /* Queries of k_dim elements, each at the end of its row. */
 static void narrow_queries(struct kv_query *queries, float (*q)[MAX_DIM], const int *n_keys, int n_q, int k_dim)
@@ -72,7 +72,8 @@ static void attend(const struct kernels *k, const struct kv_query *queries, int 
               table_scratch(k));
 }
 
-static const int dims[][2] = {{64, 64}, {128, 128}, {96, 96}, {80, 80}, {32, 64}, {1, 1}, {7, 5}, {33, 47}, {72, 120}, {136, 136}, {1024, 1023}};
+static const int dims[][2] = {{64, 64}, {128, 128}, {96, 96}, {80, 80}, {32, 64}, {1, 1}, {7, 5}, {33, 47}, {72, 120}, {136, 136},
+                              {1024, 1023}};
 enum { N_DIMS = sizeof dims / sizeof *dims };
 
 static void attention_is_the_same_in_every_table(void)
@@ -198,7 +199,7 @@ static void nan_reaches_who_sees_it(void)
     }
 }
 
-/* Values of zero and of nearly nothing, keys and values that are no numbers: pages whose weights have no scale, or none that is one. */
+/* Values of zero and of nearly nothing, keys and values that are no numbers: pages whose weights have scale 0, or NaN. */
 static void special_values_are_the_same_in_every_table(void)
 {
     enum { DIM = 40, N = 8 };
