@@ -131,16 +131,16 @@ struct local {
     _Alignas(64) float acc[LOCAL_FLOATS], acc2[LOCAL_FLOATS]; /* [query_rows, v_dim] of attention */
     _Alignas(64) float fine[FINE_FLOATS];
 };
-_Static_assert(FINE_FLOATS >= 2 * TOKEN_BLOCK * ROW_TILE, "a block of tokens and its errors times a tile of rows");
+_Static_assert(FINE_FLOATS >= 2 * TOKEN_BLOCK_MAX * ROW_TILE, "a block of tokens and its errors times a tile of rows");
 
 /* ---- products ---- */
 
-/* An input with rounding errors holds, for each TOKEN_BLOCK of its n rows, the rows and then as many rows of
+/* An input with rounding errors holds, for each token_block of its n rows, the rows and then as many rows of
  * their errors, so that one product takes both. Returns where row i is, and its errors in *error_row. */
-static int fine_row(int i, int n, int *error_row)
+static int fine_row(const struct decoder *d, int i, int n, int *error_row)
 {
-    int first = i / TOKEN_BLOCK * TOKEN_BLOCK;
-    *error_row = first + i + (n - first < TOKEN_BLOCK ? n - first : TOKEN_BLOCK);
+    int block = d->k->token_block, first = i / block * block;
+    *error_row = first + i + (n - first < block ? n - first : block);
     return first + i;
 }
 
@@ -207,7 +207,7 @@ static void normalize_rows(const struct decoder *d, struct act *a, float *y, con
     for (int i = begin; i < end; i++) {
         const float *x = d->x + (size_t)(rows ? rows[i] : i) * n_embd;
         int at = i, error_at = 0;
-        if (p.fine) at = fine_row(i, n, &error_at);
+        if (p.fine) at = fine_row(d, i, n, &error_at);
         d->k->rmsnorm(y + (size_t)at * n_embd, x, norm, (int)n_embd, d->m->hp.norm_eps);
         if (p.quantized) d->k->quantize(a, at);
         if (p.quantized && p.fine) act_quantize_error(d->k, a, y + (size_t)at * n_embd, at, error_at, 0, (int)n_embd);
@@ -292,7 +292,7 @@ static void project_qkv(struct pool_thread *t, struct decoder *d, struct local *
     size_t unit_bytes = (size_t)(d->q_unit * hp->k_dim) * d->m->layers[layer].wq.row_bytes;
     struct chunk c;
     /* a "row" is a unit of heads: the larger ones first */
-    while (next_units(t, kv_units + q_units, unit_bytes, d->n_tokens, &c)) {
+    while (next_units(t, kv_units + q_units, unit_bytes, d->n_tokens, d->k->token_block, &c)) {
         int kv0 = c.row0 * d->kv_unit, kv1 = smaller(c.row1 * d->kv_unit, hp->n_head_kv);
         if (kv0 < kv1) keys_and_values(d, mine, layer, kv0, kv1, input, c.t0, c.t1, t->scratch);
         int q0 = larger(c.row0 - kv_units, 0) * d->q_unit, q1 = smaller((c.row1 - kv_units) * d->q_unit, hp->n_head);
@@ -406,7 +406,7 @@ static void project_residual(struct pool_thread *t, struct decoder *d, const str
 {
     size_t n_embd = (size_t)d->m->hp.n_embd;
     struct chunk c;
-    while (next_rows(t, w, d->n_tokens, &c)) {
+    while (next_rows(t, w, d->n_tokens, d->k->token_block, &c)) {
         struct act rows = act_rows(a, c.t0, c.t1);
         int n = c.row1 - c.row0;
         float *y = d->tiles + (size_t)c.t0 * n_embd + (size_t)(c.t1 - c.t0) * (size_t)c.row0;
@@ -424,7 +424,7 @@ static void project_hidden(struct pool_thread *t, struct decoder *d, const struc
     size_t n_ff = (size_t)d->m->hp.n_ff;
     bool quantize = weight_is_quantized(&l->down);
     struct chunk c;
-    while (next_rows(t, &l->gate, d->n_tokens, &c)) {
+    while (next_rows(t, &l->gate, d->n_tokens, d->k->token_block, &c)) {
         struct act rows = act_rows(input, c.t0, c.t1);
         int n = c.row1 - c.row0;
         size_t tile = (size_t)rows.n_rows * (size_t)n;
@@ -503,7 +503,7 @@ static void refine_likely(const struct decoder *d, struct local *mine, const str
     float *logits = d->logits + (size_t)i * (size_t)d->m->hp.n_vocab;
     float top = atomic_load_explicit(&d->likely[i].top, memory_order_relaxed), unlikely = unlikely_nats(&d->likely[i]);
     int error_at, id[ROW_TILE], n = 0;
-    fine_row(i, d->n_rows, &error_at);
+    fine_row(d, i, d->n_rows, &error_at);
     struct act error = act_rows(input, error_at, error_at + 1);
     for (int j = begin; j < end; j++) {
         if (top - logits[j] < unlikely) id[n++] = j;
@@ -527,7 +527,7 @@ static void project_output(struct pool_thread *t, struct decoder *d, struct loca
     const struct act *input = normalize(t, d, mine, m->output_norm, d->row_token, d->n_rows,
                                         (struct precision){.quantized = quantized, .fine = true});
     struct chunk c;
-    while (next_rows(t, &m->output, d->n_rows, &c)) {
+    while (next_rows(t, &m->output, d->n_rows, d->k->token_block, &c)) {
         float *logits = d->logits + (size_t)c.t0 * n_vocab;
         multiply_coarse(d, &m->output, c.row0, c.row1, input, c.t0, c.t1, logits, n_vocab, t->scratch);
         for (int i = c.t0; quantized && i < c.t1; i++, logits += n_vocab)

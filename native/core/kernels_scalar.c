@@ -287,4 +287,5 @@ const struct kernels kernels_scalar = {
     .attend_merge = attend_merge,
     .argmax = argmax,
     .scratch_bytes = sizeof(struct matmul_scratch),
+    .token_block = TOKEN_BLOCK_MAX,
 };

@@ -60,13 +60,13 @@ void multiply_tile(const struct kernels *k, const struct weight *w, int row0, in
 }
 
 /* Rows of a matrix that a chunk has. */
-static int chunk_rows(int n_out, int n_tokens)
+static int chunk_rows(int n_out, int n_tokens, int block)
 {
     if (n_tokens < MANY_TOKENS) {
         int rows = n_out / CHUNKS / CHUNK_ROWS * CHUNK_ROWS;
         return rows < CHUNK_ROWS ? CHUNK_ROWS : rows > CHUNK_ROWS_MAX ? CHUNK_ROWS_MAX : rows;
     }
-    int rows = MANY_ROWS, blocks = (n_tokens + TOKEN_BLOCK - 1) / TOKEN_BLOCK;
+    int rows = MANY_ROWS, blocks = (n_tokens + block - 1) / block;
     while (rows > MANY_ROWS / 8 && n_out / rows * blocks < MANY_CHUNKS) rows /= 2;
     return rows;
 }
@@ -91,17 +91,17 @@ static bool next_long_chunk(struct pool_thread *t, int n_out, int rows, size_t c
     return pool_share_long(t, n_out, rows, most > 1 ? (int)most : 1, &c->row0, &c->row1);
 }
 
-bool next_units(struct pool_thread *t, int n_units, size_t unit_bytes, int n_tokens, struct chunk *c)
+bool next_units(struct pool_thread *t, int n_units, size_t unit_bytes, int n_tokens, int block, struct chunk *c)
 {
     if (n_tokens <= FEW_TOKENS) return next_long_chunk(t, n_units, 1, unit_bytes, n_tokens, c);
-    return next_chunk(t, n_units, 1, n_tokens, TOKEN_BLOCK, c);
+    return next_chunk(t, n_units, 1, n_tokens, block, c);
 }
 
-bool next_rows(struct pool_thread *t, const struct weight *w, int n_tokens, struct chunk *c)
+bool next_rows(struct pool_thread *t, const struct weight *w, int n_tokens, int block, struct chunk *c)
 {
-    int rows = chunk_rows(w->n_out, n_tokens);
+    int rows = chunk_rows(w->n_out, n_tokens, block);
     if (n_tokens <= FEW_TOKENS) return next_long_chunk(t, w->n_out, rows, (size_t)rows * w->row_bytes, n_tokens, c);
-    return next_chunk(t, w->n_out, rows, n_tokens, TOKEN_BLOCK, c);
+    return next_chunk(t, w->n_out, rows, n_tokens, block, c);
 }
 
 int heads_of_whole_tiles(int a, int b)

@@ -12,7 +12,6 @@
 #include "pool.h"
 
 enum {
-    TOKEN_BLOCK = 128,   /* most tokens of one chunk, for chunk_rows */
     CHUNK_ROWS = 32,     /* least rows of one chunk: a multiple of ROW_TILE and of ACT_BLOCK */
     CHUNK_ROWS_MAX = 512,
     CHUNKS = 128,        /* about as many chunks of rows, where a matrix is tall enough */
@@ -54,11 +53,11 @@ struct chunk {
 /* The next chunk for this thread, of `rows` of n_out rows and `block` of n_tokens tokens, or what is left of them; false:
  * none is left, and pool_barrier comes next. */
 bool next_chunk(struct pool_thread *t, int n_out, int rows, int n_tokens, int block, struct chunk *c);
-/* The same of n_units units of rows, with unit_bytes of weights each and TOKEN_BLOCK; c's rows count units. Few tokens take several
+/* The same of n_units units of rows, with unit_bytes of weights each; c's rows count units. Few tokens (up to FEW_TOKENS) take several
  * units at once. */
-bool next_units(struct pool_thread *t, int n_units, size_t unit_bytes, int n_tokens, struct chunk *c);
+bool next_units(struct pool_thread *t, int n_units, size_t unit_bytes, int n_tokens, int block, struct chunk *c);
 /* The same of the rows of w: how many make a chunk is decided here. */
-bool next_rows(struct pool_thread *t, const struct weight *w, int n_tokens, struct chunk *c);
+bool next_rows(struct pool_thread *t, const struct weight *w, int n_tokens, int block, struct chunk *c);
 
 /* Fewest heads whose rows of a and of b elements are whole tiles. */
 int heads_of_whole_tiles(int a, int b);

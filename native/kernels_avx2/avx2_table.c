@@ -10,11 +10,11 @@
 /* The dispatch by number of activation rows. Where matvec stops paying was measured; the
  * bits are the same either way. Matrices of fewer than eight rows are too narrow for a register, and rows too long for the scratch are nobody's. */
 static void matmul(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
-                   void *scratch, avx2_matmul_fn *const *matvec, avx2_matmul_fn *many)
+                   void *scratch, avx2_matmul_fn *const *matvec, int few, avx2_matmul_fn *many)
 {
     if (w->n_out < 8 || a->n > AVX2_MATMUL_MAX) {
         kernels_scalar.matmul[w->type](w, row0, row1, a, y, ld_y, scratch);
-    } else if (a->n_rows <= AVX2_MATVEC_TOKENS && a->n <= AVX2_MATVEC_MAX) {
+    } else if (a->n_rows <= few && a->n <= AVX2_MATVEC_MAX) {
         matvec[w->type](w, row0, row1, a, y, ld_y, scratch);
     } else {
         many(w, row0, row1, a, y, ld_y, scratch);
@@ -24,14 +24,16 @@ static void matmul(const struct weight *w, int row0, int row1, const struct act 
 static void matmul_maddubs(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
                            void *scratch)
 {
-    matmul(w, row0, row1, a, y, ld_y, scratch, avx2_matvec_maddubs, avx2_matmul_maddubs);
+    /* The integer scales of sub-blocks of 16 need registers that three rows have not left where a pair of bits is unpacked, too. */
+    int few = w->type == TYPE_Q2_K || w->type == TYPE_Q3_K ? 2 : AVX2_MATVEC_TOKENS;
+    matmul(w, row0, row1, a, y, ld_y, scratch, avx2_matvec_maddubs, few, avx2_matmul_maddubs);
 }
 
 #ifdef INFER_HAVE_AVXVNNI
 static void matmul_vnni(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
                         void *scratch)
 {
-    matmul(w, row0, row1, a, y, ld_y, scratch, avx2_matvec_vnni, avx2_matmul_vnni);
+    matmul(w, row0, row1, a, y, ld_y, scratch, avx2_matvec_vnni, AVX2_MATVEC_TOKENS, avx2_matmul_vnni);
 }
 #endif
 
@@ -49,6 +51,7 @@ static struct kernels avx2 = {
     .attend = avx2_attend,
     .attend_merge = avx2_attend_merge,
     .argmax = avx2_argmax,
+    .token_block = 64, /* of 2,560 columns a third of 512 KB of L2 */
     .peak = avx2_peak_maddubs,
 };
 static struct kernels avxvnni;
@@ -75,6 +78,7 @@ static void build_tables(void)
     avxvnni = avx2;
     avxvnni.name = "avxvnni";
     avxvnni.peak = avx2_peak_vnni;
+    avxvnni.token_block = TOKEN_BLOCK_MAX; /* these processors have more L2; not measured */
     set_quantized(&avxvnni, matmul_vnni);
     usable_avxvnni = &avxvnni;
 #endif

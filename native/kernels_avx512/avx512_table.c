@@ -30,6 +30,7 @@
         .attend_merge = avx512_attend_merge,                                                                          \
         .argmax = avx512_argmax,                                                                                      \
         .scratch_bytes = AVX512_SCRATCH_BYTES,                                                                        \
+        .token_block = TOKEN_BLOCK_MAX,                                                                               \
         .peak = avx512_peak,                                                                                          \
     }
 

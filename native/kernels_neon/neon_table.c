@@ -7,6 +7,7 @@
 
 static struct kernels neon = {
     .name = "neon",
+    .token_block = TOKEN_BLOCK_MAX,
     .quantize = neon_quantize,
     .matmul = {[TYPE_F32] = neon_matmul_f32, [TYPE_F16] = neon_matmul_f16, [TYPE_BF16] = neon_matmul_bf16},
     .rmsnorm = neon_rmsnorm,
