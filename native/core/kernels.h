@@ -110,7 +110,7 @@ struct kv_query {
 
 enum narrow_by { NARROW_BY_LENGTH, NARROW_BY_LARGEST };
 
-enum { TOKEN_BLOCK_MAX = 128 };
+enum { TOKEN_BLOCK_MAX = 128 }; /* rows of activations */
 
 struct kernels {
     const char *name; /* "scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "neon-dotprod", "neon-i8mm" */
@@ -198,7 +198,7 @@ struct kernels {
     int (*argmax)(const float *x, int n);
 
     size_t scratch_bytes;
-    int token_block; /* most rows of activations that a thread should multiply at a time, so that they stay near: 1..TOKEN_BLOCK_MAX */
+    int token_block; /* 1..TOKEN_BLOCK_MAX: most rows of activations to multiply at a time, so that they stay in a core's cache */
 
     /* For benchmarks; may be NULL. Issues this table's int8 multiply-add `rounds` times from registers, as fast as
      * the CPU takes it, and returns how many int8 products were summed. */

@@ -53,8 +53,8 @@ struct chunk {
 /* The next chunk for this thread, of `rows` of n_out rows and `block` of n_tokens tokens, or what is left of them; false:
  * none is left, and pool_barrier comes next. */
 bool next_chunk(struct pool_thread *t, int n_out, int rows, int n_tokens, int block, struct chunk *c);
-/* The same of n_units units of rows, with unit_bytes of weights each; c's rows count units. Few tokens (up to FEW_TOKENS) take several
- * units at once. */
+/* The same of n_units units of rows, with unit_bytes of weights each; c's rows count units. Up to FEW_TOKENS tokens take
+ * several units at once. */
 bool next_units(struct pool_thread *t, int n_units, size_t unit_bytes, int n_tokens, int block, struct chunk *c);
 /* The same of the rows of w: how many make a chunk is decided here. */
 bool next_rows(struct pool_thread *t, const struct weight *w, int n_tokens, int block, struct chunk *c);

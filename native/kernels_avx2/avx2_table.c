@@ -24,7 +24,7 @@ static void matmul(const struct weight *w, int row0, int row1, const struct act 
 static void matmul_maddubs(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
                            void *scratch)
 {
-    /* The integer scales of sub-blocks of 16 need registers that three rows have not left where a pair of bits is unpacked, too. */
+    /* Where bits are unpacked in several steps and sub-blocks are short, three rows leave too few registers: tiles are faster. */
     int few = w->type == TYPE_Q2_K || w->type == TYPE_Q3_K ? 2 : AVX2_MATVEC_TOKENS;
     matmul(w, row0, row1, a, y, ld_y, scratch, avx2_matvec_maddubs, few, avx2_matmul_maddubs);
 }
