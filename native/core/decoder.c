@@ -95,8 +95,9 @@ struct decoder {
 
     /* The step. */
     const struct batch_token *batch;
-    int n_tokens, n_rows;
-    bool wants_output; /* of any token: logits or the hidden state */
+    int n_tokens, n_rows, n_wanted; /* tokens, rows of logits, tokens of which logits or the hidden state are wanted */
+    int n_threads;
+    struct batch_token *wanted; /* [max_tokens] the batch from the last layer's queries on: keep_wanted */
     int *row_token;    /* [max_logits] which token a row of logits belongs to */
     struct likely *likely; /* [max_logits] */
     struct query_group *groups;
@@ -283,17 +284,20 @@ static void queries(struct decoder *d, int layer, int head0, int head1, const st
 static int smaller(int a, int b) { return a < b ? a : b; }
 static int larger(int a, int b) { return a > b ? a : b; }
 
+/* What project_qkv is to compute. Without Q or without K and V, it is called for the rest later. */
+enum { PROJECT_KV = 1, PROJECT_Q = 2, PROJECT_QKV = PROJECT_KV | PROJECT_Q };
+
 /* Q, K and V of the input: rotated queries into d->q_narrow, rotated keys and values into the pages. */
-static void project_qkv(struct pool_thread *t, struct decoder *d, struct local *mine, int layer, const struct act *input)
+static void project_qkv(struct pool_thread *t, struct decoder *d, struct local *mine, int layer, const struct act *input, int which)
 {
     const struct hparams *hp = &d->m->hp;
-    int kv_units = (hp->n_head_kv + d->kv_unit - 1) / d->kv_unit;
-    int q_units = (hp->n_head + d->q_unit - 1) / d->q_unit;
+    int kv_units = which & PROJECT_KV ? (hp->n_head_kv + d->kv_unit - 1) / d->kv_unit : 0;
+    int q_units = which & PROJECT_Q ? (hp->n_head + d->q_unit - 1) / d->q_unit : 0;
     size_t unit_bytes = (size_t)(d->q_unit * hp->k_dim) * d->m->layers[layer].wq.row_bytes;
     struct chunk c;
     /* a "row" is a unit of heads: the larger ones first */
     while (next_units(t, kv_units + q_units, unit_bytes, d->n_tokens, d->k->token_block, &c)) {
-        int kv0 = c.row0 * d->kv_unit, kv1 = smaller(c.row1 * d->kv_unit, hp->n_head_kv);
+        int kv0 = smaller(c.row0, kv_units) * d->kv_unit, kv1 = smaller(smaller(c.row1, kv_units) * d->kv_unit, hp->n_head_kv);
         if (kv0 < kv1) keys_and_values(d, mine, layer, kv0, kv1, input, c.t0, c.t1, t->scratch);
         int q0 = larger(c.row0 - kv_units, 0) * d->q_unit, q1 = smaller((c.row1 - kv_units) * d->q_unit, hp->n_head);
         if (q0 < q1) queries(d, layer, q0, q1, input, c.t0, c.t1, t->scratch);
@@ -547,42 +551,9 @@ static void project_output(struct pool_thread *t, struct decoder *d, struct loca
     }
 }
 
-static void forward(struct pool_thread *t, void *arg)
-{
-    struct decoder *d = arg;
-    const struct model *m = d->m;
-    struct local mine;
-    mine.input = (struct act){.n = m->hp.n_embd, .x = mine.x, .ld_x = (size_t)m->hp.n_embd,
-                              .q = mine.q, .scale = mine.scale, .sum = mine.sum, .fsum = mine.fsum};
-
-    embed(t, d);
-    pool_barrier(t);
-    for (int i = 0; i < m->hp.n_layer; i++) {
-        const struct layer *l = &m->layers[i];
-        bool quantize = weight_is_quantized(&l->wq) || weight_is_quantized(&l->wk) || weight_is_quantized(&l->wv);
-        const struct act *input = normalize(t, d, &mine, l->attn_norm, NULL, d->n_tokens,
-                                            (struct precision){.quantized = quantize, .fine = true});
-        project_qkv(t, d, &mine, i, input);
-        if (i + 1 == m->hp.n_layer && !d->wants_output) break; /* a prompt that goes on needs K and V only */
-        pool_barrier(t);
-        attention(t, d, &mine, i);
-        pool_barrier(t);
-        project_residual(t, d, &l->wo, l->bo, &d->heads);
-        pool_barrier(t);
-
-        quantize = weight_is_quantized(&l->gate) || weight_is_quantized(&l->up);
-        input = normalize(t, d, &mine, l->ffn_norm, NULL, d->n_tokens, (struct precision){.quantized = quantize});
-        project_hidden(t, d, l, input);
-        pool_barrier(t);
-        project_residual(t, d, &l->down, NULL, &d->hidden);
-        pool_barrier(t);
-    }
-    project_output(t, d, &mine);
-}
-
 /* ---- planning the step ---- */
 
-/* The slice of one sequence: its tokens first .. first+n-1 of the batch. */
+/* A slice of one sequence: consecutive positions, tokens first .. first+n-1 of the batch. */
 static void plan_slice(struct decoder *d, int first, int n)
 {
     const struct hparams *hp = &d->m->hp;
@@ -604,15 +575,15 @@ static void plan_slice(struct decoder *d, int first, int n)
 
 /* Lists attention's work: whole groups, or where these are too few to keep the threads
  * busy, spans. */
-static void plan_attention(struct decoder *d, int n_threads)
+static void plan_attention(struct decoder *d)
 {
     d->n_groups = d->n_items = 0;
     for (int i = 0, first = 0; i < d->n_tokens; i++)
-        if (i + 1 == d->n_tokens || d->batch[i + 1].seq != d->batch[first].seq) {
+        if (i + 1 == d->n_tokens || d->batch[i + 1].seq != d->batch[i].seq || d->batch[i + 1].pos != d->batch[i].pos + 1) {
             plan_slice(d, first, i + 1 - first);
             first = i + 1;
         }
-    bool split = n_threads > 1 && d->n_groups < 8 * n_threads;
+    bool split = d->n_threads > 1 && d->n_groups < 8 * d->n_threads;
     size_t used = 0;
     int n_span_items = 0;
     for (int i = 0; i < d->n_groups; i++) {
@@ -632,20 +603,90 @@ static void plan_attention(struct decoder *d, int n_threads)
             d->items[d->n_items++] = (struct attention_item){.group = i, .span = s};
 }
 
-const float *decoder_forward(struct decoder *d, struct pool *p, const struct batch_token *batch, int n_tokens)
+static void set_tokens(struct decoder *d, const struct batch_token *batch, int n)
 {
     d->batch = batch;
-    d->n_tokens = d->input.n_rows = d->heads.n_rows = d->hidden.n_rows = n_tokens;
-    d->n_rows = 0;
-    d->wants_output = false;
+    d->n_tokens = d->input.n_rows = d->heads.n_rows = d->hidden.n_rows = n;
+    plan_attention(d);
+}
+
+static bool is_wanted(const struct batch_token *b) { return b->logits_row >= 0 || b->hidden; }
+
+/* Once the last layer has all keys and values, the step goes on with the tokens whose output is wanted: moves what is
+ * known of them to the front. One thread; the others wait. */
+static void keep_wanted(struct decoder *d)
+{
+    size_t n_embd = (size_t)d->m->hp.n_embd, half = (size_t)d->m->hp.n_rot / 2;
+    size_t to = 0;
+    for (size_t from = 0; from < (size_t)d->n_tokens; from++) {
+        const struct batch_token *b = &d->batch[from];
+        if (!is_wanted(b)) continue;
+        if (from > to) {
+            memcpy(d->x + to * n_embd, d->x + from * n_embd, n_embd * sizeof *d->x);
+            memcpy(d->cos + to * half, d->cos + from * half, half * sizeof *d->cos);
+            memcpy(d->sin + to * half, d->sin + from * half, half * sizeof *d->sin);
+        }
+        if (b->logits_row >= 0) d->row_token[b->logits_row] = (int)to;
+        d->wanted[to++] = *b;
+    }
+    set_tokens(d, d->wanted, (int)to);
+}
+
+/* ---- the step ---- */
+
+static void forward(struct pool_thread *t, void *arg)
+{
+    struct decoder *d = arg;
+    const struct model *m = d->m;
+    struct local mine;
+    mine.input = (struct act){.n = m->hp.n_embd, .x = mine.x, .ld_x = (size_t)m->hp.n_embd,
+                              .q = mine.q, .scale = mine.scale, .sum = mine.sum, .fsum = mine.fsum};
+
+    embed(t, d);
+    pool_barrier(t);
+    for (int i = 0; i < m->hp.n_layer; i++) {
+        const struct layer *l = &m->layers[i];
+        bool quantize = weight_is_quantized(&l->wq) || weight_is_quantized(&l->wk) || weight_is_quantized(&l->wv);
+        const struct act *input = normalize(t, d, &mine, l->attn_norm, NULL, d->n_tokens,
+                                            (struct precision){.quantized = quantize, .fine = true});
+        bool narrows = i + 1 == m->hp.n_layer && d->n_wanted < d->n_tokens;
+        project_qkv(t, d, &mine, i, input, narrows ? PROJECT_KV : PROJECT_QKV);
+        if (narrows) {
+            if (d->n_wanted == 0) break; /* a prompt that goes on */
+            pool_barrier(t);
+            if (t->index == 0) keep_wanted(d);
+            pool_barrier(t);
+            input = normalize(t, d, &mine, l->attn_norm, NULL, d->n_tokens, (struct precision){.quantized = quantize, .fine = true});
+            project_qkv(t, d, &mine, i, input, PROJECT_Q);
+        }
+        pool_barrier(t);
+        attention(t, d, &mine, i);
+        pool_barrier(t);
+        project_residual(t, d, &l->wo, l->bo, &d->heads);
+        pool_barrier(t);
+
+        quantize = weight_is_quantized(&l->gate) || weight_is_quantized(&l->up);
+        input = normalize(t, d, &mine, l->ffn_norm, NULL, d->n_tokens, (struct precision){.quantized = quantize});
+        project_hidden(t, d, l, input);
+        pool_barrier(t);
+        project_residual(t, d, &l->down, NULL, &d->hidden);
+        pool_barrier(t);
+    }
+    project_output(t, d, &mine);
+}
+
+const float *decoder_forward(struct decoder *d, struct pool *p, const struct batch_token *batch, int n_tokens)
+{
+    d->n_rows = d->n_wanted = 0;
     for (int i = 0; i < n_tokens; i++) {
         if (batch[i].logits_row >= 0) {
             d->row_token[batch[i].logits_row] = i;
             reset_likely(&d->likely[d->n_rows++]);
         }
-        d->wants_output |= batch[i].logits_row >= 0 || batch[i].hidden;
+        d->n_wanted += is_wanted(&batch[i]);
     }
-    plan_attention(d, pool_threads(p));
+    d->n_threads = pool_threads(p);
+    set_tokens(d, batch, n_tokens);
     pool_run(p, forward, d);
     return d->logits;
 }
@@ -709,17 +750,19 @@ struct decoder *decoder_create(const struct model *m, const struct kernels *k, i
     size_t half = (size_t)hp->n_rot / 2;
     d->groups = calloc(max_groups, sizeof *d->groups);
     d->items = calloc(max_items, sizeof *d->items);
+    d->wanted = calloc((size_t)max_tokens, sizeof *d->wanted);
     d->row_token = calloc((size_t)max_logits + 1, sizeof *d->row_token);
     d->likely = calloc((size_t)max_logits + 1, sizeof *d->likely);
     d->frequency = calloc(half + 1, sizeof *d->frequency);
     d->other_bytes = sizeof *d + max_groups * sizeof *d->groups + max_items * sizeof *d->items +
+                     (size_t)max_tokens * sizeof *d->wanted +
                      (size_t)max_logits * (sizeof *d->row_token + sizeof *d->likely) + half * sizeof *d->frequency;
     struct arena arena = {0};
     lay_out(d, &arena);
     d->memory_bytes = arena.used;
     arena = (struct arena){.base = platform_map_anonymous(d->memory_bytes)};
     d->memory = arena.base;
-    if (!d->groups || !d->items || !d->row_token || !d->likely || !d->frequency || !d->memory) goto no_memory;
+    if (!d->groups || !d->items || !d->wanted || !d->row_token || !d->likely || !d->frequency || !d->memory) goto no_memory;
     lay_out(d, &arena);
 
     for (size_t i = 0; i < half; i++)
@@ -739,6 +782,7 @@ void decoder_free(struct decoder *d)
     platform_unmap(d->memory, d->memory_bytes);
     free(d->groups);
     free(d->items);
+    free(d->wanted);
     free(d->row_token);
     free(d->likely);
     free(d->frequency);

@@ -319,7 +319,10 @@ struct runner {
     int threads, slice; /* tokens of the prompt in one step */
     int others;         /* sequences that run beside it */
     bool last_only;     /* logits of the last slice only; the other rows are 0 */
+    int every;          /* logits of every so many tokens only, hidden states of those right behind; 0: of all */
 };
+
+static bool is_nth(struct runner how, int token, int n) { return how.every == 0 || token % how.every == n; }
 
 /* Logits [n, n_vocab] of the ids as one sequence; hidden [n, n_embd] may be NULL. */
 static float *run(const struct model *m, struct runner how, const uint32_t *ids, int n, float *hidden)
@@ -341,12 +344,14 @@ static float *run(const struct model *m, struct runner how, const uint32_t *ids,
     for (int done = 0; done < n; done += how.slice) {
         int take = n - done < how.slice ? n - done : how.slice, at = 0;
         bool wanted = !how.last_only || done + take == n;
+        int n_rows = 0;
         for (int i = 0; i <= how.others; i++) {
             if (i == how.others / 2) { /* ours, in the middle */
                 if (kv_seq_reserve(&seq, done + take) != 0) abort();
-                for (int j = 0; j < take; j++)
-                    batch[at++] = (struct batch_token){.id = ids[done + j], .pos = done + j, .seq = &seq, .logits_row = wanted ? j : -1,
-                                                       .hidden = hidden ? hidden + (done + j) * m->hp.n_embd : NULL};
+                for (int j = done; j < done + take; j++)
+                    batch[at++] = (struct batch_token){
+                        .id = ids[j], .pos = j, .seq = &seq, .logits_row = wanted && is_nth(how, j, 0) ? n_rows++ : -1,
+                        .hidden = hidden && is_nth(how, j, 1) ? hidden + j * m->hp.n_embd : NULL};
             }
             int tokens = 1 + 5 * i % 16; /* slices of several lengths; they end at different times */
             if (i == how.others || other[i].n_tokens + tokens > OTHER_TOKENS) continue;
@@ -356,7 +361,9 @@ static float *run(const struct model *m, struct runner how, const uint32_t *ids,
                                                    .seq = &other[i], .logits_row = -1};
         }
         const float *rows = decoder_forward(d, p, batch, at);
-        if (wanted) memcpy(logits + (size_t)done * n_vocab, rows, (size_t)take * n_vocab * sizeof *rows);
+        for (int i = 0; i < at; i++)
+            if (batch[i].logits_row >= 0)
+                memcpy(logits + (size_t)batch[i].pos * n_vocab, rows + (size_t)batch[i].logits_row * n_vocab, n_vocab * sizeof *rows);
         for (int i = 0; i < at; i++) batch[i].seq->n_tokens = batch[i].pos + 1;
     }
     kv_seq_end(&seq, ids, 0);
@@ -561,6 +568,40 @@ static void slices_without_logits_leave_the_same_keys_and_values(void)
     compare_cuts(cuts, sizeof cuts / sizeof *cuts);
 }
 
+/* The last layer leaves out tokens that nobody asks for. */
+static void outputs_of_some_tokens_are_those_of_all(void)
+{
+    static const struct runner cuts[] = {{.threads = 1, .slice = N, .every = 7}, {.threads = 2, .slice = N, .every = 2},
+                                         {.threads = 2, .slice = 40, .others = 3, .every = 3}, {.threads = 3, .slice = 5, .every = 9}};
+    for (int i = 0; i < N_VARIANTS; i++) {
+        const struct variant *v = all_variants[i];
+        struct model *m = random_model(v);
+        uint32_t ids[N];
+        make_ids(m, ids, N, 7);
+        float *want_hidden = calloc((size_t)N * (size_t)v->n_embd, sizeof *want_hidden), *hidden = calloc((size_t)N * (size_t)v->n_embd, sizeof *hidden);
+        struct runner how = {.k = kernels_available()[0], .threads = 1, .slice = N};
+        float *want = run(m, how, ids, N, want_hidden);
+        for (size_t c = 0; c < sizeof cuts / sizeof *cuts; c++) {
+            how = cuts[c];
+            how.k = kernels_available()[0];
+            float *got = run(m, how, ids, N, hidden);
+            int wrong = 0;
+            for (int t = 0; t < N; t++) {
+                size_t logits = (size_t)t * (size_t)v->n_vocab, state = (size_t)t * (size_t)v->n_embd;
+                if (is_nth(how, t, 0)) wrong += memcmp(got + logits, want + logits, (size_t)v->n_vocab * sizeof *got) != 0;
+                if (is_nth(how, t, 1)) wrong += memcmp(hidden + state, want_hidden + state, (size_t)v->n_embd * sizeof *hidden) != 0;
+            }
+            CHECKF(wrong == 0, "%s, output of every %d tokens, %d threads, slices of %d: %d differ", v->name, how.every, how.threads,
+                   how.slice, wrong);
+            free(got);
+        }
+        free(want);
+        free(want_hidden);
+        free(hidden);
+        free_model(m);
+    }
+}
+
 static void other_sequences_in_the_batch_change_no_bit(void)
 {
     static const struct runner cuts[] = {{.threads = 1, .slice = N, .others = 2}, {.threads = 2, .slice = 1, .others = 5},
@@ -595,6 +636,7 @@ int main(void)
     RUN(threads_change_no_bit);
     RUN(slices_of_the_prompt_change_no_bit);
     RUN(slices_without_logits_leave_the_same_keys_and_values);
+    RUN(outputs_of_some_tokens_are_those_of_all);
     RUN(other_sequences_in_the_batch_change_no_bit);
     RUN(every_kernel_table_computes_the_same_bits);
     return check_result();
