@@ -7,33 +7,29 @@
 #include <pthread.h>
 #include <stddef.h>
 
-/* The dispatch by number of activation rows. Where matvec stops paying was measured; the
- * bits are the same either way. Matrices of fewer than eight rows are too narrow for a register, and rows too long for the scratch are nobody's. */
-static void matmul(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
-                   void *scratch, avx2_matmul_fn *const *matvec, int few, avx2_matmul_fn *many)
+/* The dispatch by number of activation rows: one or two, up to AVX2_FEW_TOKENS, more. Where each stops paying was measured;
+ * the bits are the same either way. Matrices of fewer than eight rows are too narrow for a register, and rows too long for the
+ * scratch are nobody's. */
+static avx2_matmul_fn *choose(const struct weight *w, const struct act *a, avx2_matmul_fn *two, avx2_matmul_fn *few, avx2_matmul_fn *many)
 {
-    if (w->n_out < 8 || a->n > AVX2_MATMUL_MAX) {
-        kernels_scalar.matmul[w->type](w, row0, row1, a, y, ld_y, scratch);
-    } else if (a->n_rows <= few && a->n <= AVX2_MATVEC_MAX) {
-        matvec[w->type](w, row0, row1, a, y, ld_y, scratch);
-    } else {
-        many(w, row0, row1, a, y, ld_y, scratch);
-    }
+    if (w->n_out < 8 || a->n > AVX2_MATMUL_MAX) return kernels_scalar.matmul[w->type];
+    if (a->n_rows > AVX2_FEW_TOKENS || a->n > AVX2_FEW_MAX) return many;
+    return a->n_rows > 2 ? few : two;
 }
 
 static void matmul_maddubs(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
                            void *scratch)
 {
-    /* Where bits are unpacked in several steps and sub-blocks are short, three rows leave too few registers: tiles are faster. */
-    int few = w->type == TYPE_Q2_K || w->type == TYPE_Q3_K ? 2 : AVX2_MATVEC_TOKENS;
-    matmul(w, row0, row1, a, y, ld_y, scratch, avx2_matvec_maddubs, few, avx2_matmul_maddubs);
+    avx2_matmul_fn *few = avx2_matmul_few[w->type] ? avx2_matmul_few[w->type] : avx2_matvec_few_maddubs[w->type];
+    choose(w, a, avx2_matvec_maddubs[w->type], few, avx2_matmul_maddubs)(w, row0, row1, a, y, ld_y, scratch);
 }
 
 #ifdef INFER_HAVE_AVXVNNI
 static void matmul_vnni(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
                         void *scratch)
 {
-    matmul(w, row0, row1, a, y, ld_y, scratch, avx2_matvec_vnni, AVX2_MATVEC_TOKENS, avx2_matmul_vnni);
+    avx2_matmul_fn *few = avx2_matvec_few_vnni[w->type];
+    choose(w, a, avx2_matvec_vnni[w->type], few, avx2_matmul_vnni)(w, row0, row1, a, y, ld_y, scratch);
 }
 #endif
 
@@ -69,7 +65,7 @@ static void build_tables(void)
 {
     const uint32_t needed = CPU_AVX2 | CPU_FMA | CPU_F16C | CPU_BMI2, has = cpu_x86_features();
     if ((has & needed) != needed) return;
-    avx2.scratch_bytes = larger(larger(avx2_matmul_scratch, avx2_matvec_scratch),
+    avx2.scratch_bytes = larger(larger(larger(avx2_matmul_scratch, avx2_matvec_scratch), avx2_few_scratch),
                                 larger(avx2_attend_scratch, kernels_scalar.scratch_bytes));
     set_quantized(&avx2, matmul_maddubs);
     usable_avx2 = &avx2;

@@ -7,13 +7,9 @@
  * one or two rows of activations, where memory is the limit, the rows asked for are cut into eight runs, and lane i goes
  * through run i; of each run the bytes a little ahead are requested. Where runs would be short, and with more rows of
  * activations, whose arithmetic takes longer, the eight are consecutive: a contiguous piece of the file, and while it is
- * worked on, the next piece is requested.
- *
- * The eight rows' pointers fill the general registers. So that one more reaches all activations, those of several rows
- * are laid side by side first: dword by dword, STRIDE of them. */
-#include "avx2.h"
-#include "correction.h"
-#include "kernels.h"
+ * worked on, the next piece is requested. */
+#include "formats.h"
+#include "side_by_side.h"
 
 enum {
     RUN_TOKENS = 2,      /* most rows of activations that runs of rows are read for; */
@@ -22,75 +18,6 @@ enum {
     RUN_LEAD = 512,      /* how far ahead the bytes of a run are requested */
     RUN_PRIMED = 2,      /* cache lines of each of the next runs that are requested at the end of these */
 };
-
-/* Dwords from group to group of T rows' activations. */
-#define STRIDE(T) ((T) > 2 ? 4 : (T))
-
-/* By row, as the corrections are computed, and side by side. */
-struct matvec_scratch {
-    int32_t row_offset[AVX2_MATVEC_TOKENS][AVX2_MATVEC_MAX / 16];
-    float row_fsum[AVX2_MATVEC_TOKENS][AVX2_MATVEC_MAX / 32];
-    int8_t q[AVX2_MATVEC_TOKENS * AVX2_MATVEC_MAX];
-    float scale[AVX2_MATVEC_TOKENS * AVX2_MATVEC_MAX / 32];
-    int32_t offset[AVX2_MATVEC_TOKENS * AVX2_MATVEC_MAX / 16];
-    float fsum[AVX2_MATVEC_TOKENS * AVX2_MATVEC_MAX / 16];
-};
-
-/* Activations as the products read them, at one block. T rows: element i of each is STRIDE(T) * i. */
-struct side_by_side {
-    const int8_t *q;       /* by group of four elements, four bytes each */
-    const float *scale;    /* by 32 elements */
-    const int32_t *offset; /* by sub-block; formats with a zero */
-    const float *fsum;     /* by sub-block; formats with a minimum */
-};
-
-/* dst: the n dwords of T rows, side by side. */
-static inline void interleave(void *dst, const void *const rows[], int n, int T)
-{
-    uint8_t *out = dst;
-    const uint8_t *r[4]; /* where T is 3, the third twice */
-    for (int t = 0; t < 4; t++) r[t] = rows[t < T ? t : T - 1];
-    int i = 0;
-    for (; T > 2 && i + 4 <= n; i += 4, out += 64) {
-        __m128i v[4];
-        for (int t = 0; t < 4; t++) v[t] = _mm_loadu_si128((const __m128i *)(r[t] + 4 * i));
-        __m128i a = _mm_unpacklo_epi32(v[0], v[1]), b = _mm_unpacklo_epi32(v[2], v[3]);
-        __m128i c = _mm_unpackhi_epi32(v[0], v[1]), d = _mm_unpackhi_epi32(v[2], v[3]);
-        _mm_storeu_si128((__m128i *)out, _mm_unpacklo_epi64(a, b));
-        _mm_storeu_si128((__m128i *)(out + 16), _mm_unpackhi_epi64(a, b));
-        _mm_storeu_si128((__m128i *)(out + 32), _mm_unpacklo_epi64(c, d));
-        _mm_storeu_si128((__m128i *)(out + 48), _mm_unpackhi_epi64(c, d));
-    }
-    for (; T == 2 && i + 4 <= n; i += 4, out += 32) {
-        __m128i a = _mm_loadu_si128((const __m128i *)(r[0] + 4 * i)), b = _mm_loadu_si128((const __m128i *)(r[1] + 4 * i));
-        _mm_storeu_si128((__m128i *)out, _mm_unpacklo_epi32(a, b));
-        _mm_storeu_si128((__m128i *)(out + 16), _mm_unpackhi_epi32(a, b));
-    }
-    for (; i < n; i++)
-        for (int t = 0; t < STRIDE(T); t++, out += 4) memcpy(out, r[t] + 4 * i, 4);
-}
-
-/* The first T rows of a. */
-INLINE struct side_by_side lay_side_by_side(struct matvec_scratch *sc, const struct act *a, int T, int sub, int zero,
-                                            bool has_min)
-{
-    const void *q[AVX2_MATVEC_TOKENS], *scale[AVX2_MATVEC_TOKENS], *offset[AVX2_MATVEC_TOKENS], *fsum[AVX2_MATVEC_TOKENS];
-    for (int t = 0; t < T; t++) {
-        size_t at = (size_t)t * (size_t)a->n;
-        if (zero) correct_zero(sc->row_offset[t], a->q + at, a->sum + at / ACT_SUM_BLOCK, a->n, sub, zero);
-        if (has_min && sub == ACT_BLOCK) sum_blocks(sc->row_fsum[t], a->scale + at / ACT_BLOCK, a->sum + at / ACT_SUM_BLOCK, a->n);
-        q[t] = a->q + at;
-        scale[t] = a->scale + at / ACT_BLOCK;
-        offset[t] = sc->row_offset[t];
-        fsum[t] = sub == ACT_BLOCK ? sc->row_fsum[t] : a->fsum + at / ACT_SUM_BLOCK;
-    }
-    if (T == 1) return (struct side_by_side){q[0], scale[0], offset[0], fsum[0]};
-    interleave(sc->q, q, a->n / 4, T);
-    interleave(sc->scale, scale, a->n / ACT_BLOCK, T);
-    if (zero) interleave(sc->offset, offset, a->n / sub, T);
-    if (has_min) interleave(sc->fsum, fsum, a->n / sub, T);
-    return (struct side_by_side){sc->q, sc->scale, sc->offset, sc->fsum};
-}
 
 /* Where unpack8.h delivers to. */
 struct sink {
@@ -102,8 +29,8 @@ struct sink {
     const uint8_t *next;
     size_t stride;          /* bytes from row to row */
     int lines, puts, n_put; /* requests of a block, calls of put in it, and those so far */
-    struct dot dot[16][AVX2_MATVEC_TOKENS];
-    __m256 acc[AVX2_MATVEC_TOKENS], macc[AVX2_MATVEC_TOKENS];
+    struct dot dot[16][AVX2_FEW_TOKENS];
+    __m256 acc[AVX2_FEW_TOKENS], macc[AVX2_FEW_TOKENS];
 };
 
 INLINE const int32_t *start(const struct sink *s, int t, int j)
@@ -264,50 +191,57 @@ INLINE void store_eight(float *y, const struct eight *e, __m256 v, bool in_runs)
             eight_##name##_##T##_false(w, &e, act, y, ld_y); \
         } \
     }
+/* One or two rows of activations. */
 #define DEFINE_MATVEC(name, elements, sub_elements, n_bits, offset_by, min) \
     DEFINE_RUNS(name, elements, sub_elements, n_bits, offset_by, min, 1) \
     DEFINE_RUNS(name, elements, sub_elements, n_bits, offset_by, min, 2) \
     DEFINE_CONSECUTIVE(name, elements, sub_elements, n_bits, offset_by, min, 1) \
     DEFINE_CONSECUTIVE(name, elements, sub_elements, n_bits, offset_by, min, 2) \
-    DEFINE_CONSECUTIVE(name, elements, sub_elements, n_bits, offset_by, min, 3) \
-    DEFINE_CONSECUTIVE(name, elements, sub_elements, n_bits, offset_by, min, 4) \
     static void matvec_##name(const struct weight *w, int row0, int row1, const struct act *a, float *y, \
                               size_t ld_y, void *scratch) \
     { \
         const int rows = rows_of_run(w, row1 - row0, a->n_rows), rest = row0 + 8 * rows; \
         struct side_by_side act; /* how many rows is a constant to those who lay and read it */ \
-        switch (a->n_rows) { \
-        case 1: \
+        if (a->n_rows == 1) { \
             act = lay_side_by_side(scratch, a, 1, sub_elements, offset_by, min); \
             if (rows) runs_##name##_1(w, row0, rows, &act, y, ld_y); \
             consecutive_##name##_1(w, rest, row1, &act, y, ld_y); \
-            break; \
-        case 2: \
+        } else { \
             act = lay_side_by_side(scratch, a, 2, sub_elements, offset_by, min); \
             if (rows) runs_##name##_2(w, row0, rows, &act, y, ld_y); \
             consecutive_##name##_2(w, rest, row1, &act, y, ld_y); \
-            break; \
-        case 3: \
+        } \
+    }
+/* Three or four. */
+#define DEFINE_MATVEC_FEW(name, elements, sub_elements, n_bits, offset_by, min) \
+    DEFINE_CONSECUTIVE(name, elements, sub_elements, n_bits, offset_by, min, 3) \
+    DEFINE_CONSECUTIVE(name, elements, sub_elements, n_bits, offset_by, min, 4) \
+    static void matvec_few_##name(const struct weight *w, int row0, int row1, const struct act *a, float *y, \
+                                  size_t ld_y, void *scratch) \
+    { \
+        struct side_by_side act; \
+        if (a->n_rows == 3) { \
             act = lay_side_by_side(scratch, a, 3, sub_elements, offset_by, min); \
             consecutive_##name##_3(w, row0, row1, &act, y, ld_y); \
-            break; \
-        case 4: \
+        } else { \
             act = lay_side_by_side(scratch, a, 4, sub_elements, offset_by, min); \
             consecutive_##name##_4(w, row0, row1, &act, y, ld_y); \
-            break; \
         } \
     }
 
-DEFINE_MATVEC(q4_0, 32, 32, 4, 8, false)
-DEFINE_MATVEC(q4_1, 32, 32, 4, 0, true)
-DEFINE_MATVEC(q5_0, 32, 32, 5, 16, false)
-DEFINE_MATVEC(q5_1, 32, 32, 5, 0, true)
-DEFINE_MATVEC(q8_0, 32, 32, 8, PRODUCT_Q8_ZERO, false)
-DEFINE_MATVEC(q2_K, 256, 16, 4, 0, true)
-DEFINE_MATVEC(q3_K, 256, 16, 4, 4, false)
-DEFINE_MATVEC(q4_K, 256, 32, 4, 0, true)
-DEFINE_MATVEC(q5_K, 256, 32, 5, 0, true)
-DEFINE_MATVEC(q6_K, 256, 16, 6, 32, false)
+/* Q8_0's offset is the products' own. */
+#define MATVEC_Q8_0 q8_0, 32, 32, 8, PRODUCT_Q8_ZERO, false
+
+EXPAND_FORMAT(DEFINE_MATVEC, Q4_0_FORMAT)
+EXPAND_FORMAT(DEFINE_MATVEC, Q4_1_FORMAT)
+EXPAND_FORMAT(DEFINE_MATVEC, Q5_0_FORMAT)
+EXPAND_FORMAT(DEFINE_MATVEC, Q5_1_FORMAT)
+EXPAND_FORMAT(DEFINE_MATVEC, MATVEC_Q8_0)
+EXPAND_FORMAT(DEFINE_MATVEC, Q2_K_FORMAT)
+EXPAND_FORMAT(DEFINE_MATVEC, Q3_K_FORMAT)
+EXPAND_FORMAT(DEFINE_MATVEC, Q4_K_FORMAT)
+EXPAND_FORMAT(DEFINE_MATVEC, Q5_K_FORMAT)
+EXPAND_FORMAT(DEFINE_MATVEC, Q6_K_FORMAT)
 
 #define MATVEC_TABLE { \
     [TYPE_Q4_0] = matvec_q4_0, [TYPE_Q4_1] = matvec_q4_1, [TYPE_Q5_0] = matvec_q5_0, [TYPE_Q5_1] = matvec_q5_1, \

@@ -3,5 +3,13 @@
 
 #include "matvec_body.h"
 
+/* Those of which matmul_few is slower: unpacking takes most of their time, or they have no nibbles to leave packed. */
+EXPAND_FORMAT(DEFINE_MATVEC_FEW, Q5_0_FORMAT)
+EXPAND_FORMAT(DEFINE_MATVEC_FEW, Q5_1_FORMAT)
+EXPAND_FORMAT(DEFINE_MATVEC_FEW, MATVEC_Q8_0)
+
 avx2_matmul_fn *const avx2_matvec_maddubs[TYPE_COUNT] = MATVEC_TABLE;
-const size_t avx2_matvec_scratch = sizeof(struct matvec_scratch);
+avx2_matmul_fn *const avx2_matvec_few_maddubs[TYPE_COUNT] = {
+    [TYPE_Q5_0] = matvec_few_q5_0, [TYPE_Q5_1] = matvec_few_q5_1, [TYPE_Q8_0] = matvec_few_q8_0,
+};
+const size_t avx2_matvec_scratch = sizeof(struct side_by_side_scratch);

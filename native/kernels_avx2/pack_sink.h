@@ -1,0 +1,39 @@
+/* Where unpack8.h delivers to when a tile is packed: template part, included before it. */
+#include "avx2.h"
+#include "simd.h"
+
+struct sink {
+    struct avx2_packed *dst;
+    int half;     /* rows 0..7 or 8..15 of the tile */
+    int sub;      /* elements of a sub-block */
+    int j0;       /* sub-blocks before this block */
+};
+
+INLINE void put(struct sink *s, int j, int g, __m256i w)
+{
+    int group = (s->j0 + j) * s->sub / 4 + g;
+    _mm256_store_si256((__m256i *)s->dst->q[group][8 * s->half], w);
+}
+
+INLINE void put_signed(struct sink *s, int j, int g, __m256i w)
+{
+    put(s, j, g, _mm256_xor_si256(w, _mm256_set1_epi8((char)128))); /* +128 */
+}
+
+INLINE void scale(struct sink *s, int j, __m256 d, __m256 m)
+{
+    _mm256_store_ps(s->dst->d[s->j0 + j] + 8 * s->half, d);
+    _mm256_store_ps(s->dst->m[s->j0 + j] + 8 * s->half, m);
+}
+
+INLINE void scale16(struct sink *s, int i, __m256 d, const __m256i factor[2], const __m256 m[2])
+{
+    int at = s->j0 + 2 * i;
+    _mm256_store_ps(s->dst->d[at / 2] + 8 * s->half, d);
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; k++) {
+        __m256i twice = _mm256_or_si256(_mm256_slli_epi32(factor[k], 16), _mm256_and_si256(factor[k], _mm256_set1_epi32(0xffff)));
+        _mm256_store_si256((__m256i *)s->dst->factor[at + k][8 * s->half], twice);
+        _mm256_store_ps(s->dst->m[at + k] + 8 * s->half, m[k]);
+    }
+}
