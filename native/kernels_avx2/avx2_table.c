@@ -10,7 +10,8 @@
 /* The dispatch by number of activation rows: one or two, up to AVX2_FEW_TOKENS, more. Where each stops paying was measured;
  * the bits are the same either way. Matrices of fewer than eight rows are too narrow for a register, and rows too long for the
  * scratch are nobody's. */
-static avx2_matmul_fn *choose(const struct weight *w, const struct act *a, avx2_matmul_fn *two, avx2_matmul_fn *few, avx2_matmul_fn *many)
+static avx2_matmul_fn *choose(const struct weight *w, const struct act *a, avx2_matmul_fn *two, avx2_matmul_fn *few,
+                              avx2_matmul_fn *many)
 {
     if (w->n_out < 8 || a->n > AVX2_MATMUL_MAX) return kernels_scalar.matmul[w->type];
     if (a->n_rows > AVX2_FEW_TOKENS || a->n > AVX2_FEW_MAX) return many;

@@ -1,9 +1,8 @@
 /* Three or four activation rows times quantized weight rows, by AVX2's own byte products.
  *
- * Arithmetic is the limit here, and much of it is not products: broadcasts of activations, which sixteen rows of weights
- * share (matvec's eight do not), and stores of unpacked weights, of which there are few if they
- * are unpacked only for 256 elements at a time and nibbles stay packed until they are multiplied: what matmul does with a tile,
- * but in a slab of 4 KB or less, all in one function, and the float sums of all rows are its own.
+ * Arithmetic is the limit here, and much of it is not products. Broadcasts of activations: sixteen rows of weights share
+ * each, a tile as in matmul, where matvec has eight. Unpacking: only 256 elements of a tile at a time, and nibbles stay
+ * packed until they are multiplied, which saves more instructions than it costs while so few rows share them.
  *
  * Same bits as matvec and matmul. Memory is the caller's; any thread. */
 #define UNPACK8_PACKED
@@ -48,9 +47,9 @@ INLINE __m256i load_elements(const uint8_t *w, int g, int half, enum layout layo
 struct few {
     int n_t, sub, bits; /* constants of the function */
     bool has_zero;
-    enum layout layout;    /* of the first block */
+    enum layout layout; /* of the first block */
     const struct avx2_packed *packed;
-    int at;                /* the first block's number in the slab */
+    int at;             /* the first block's number in the slab */
     struct side_by_side a;
     const uint8_t *next; /* bytes that will be unpacked next, to be requested */
 };
@@ -73,7 +72,8 @@ INLINE void few_products(const struct few *f, int c, __m256i sum[][2], int t0, i
     for (int g = 0; g < ACT_BLOCK / 4; g++) {
         const int j = g / n_groups, at = g % n_groups;
         for (int i = g * lines / 8; i < (g + 1) * lines / 8; i++) request_line(f->next + 64 * (line0 + i));
-        const __m256i w[2] = {load_elements(f->packed->q[group][0], g, 0, layout), load_elements(f->packed->q[group][0], g, 1, layout)};
+        const uint8_t *q = f->packed->q[group][0];
+        const __m256i w[2] = {load_elements(q, g, 0, layout), load_elements(q, g, 1, layout)};
 #pragma GCC unroll 4
         for (int t = t0; t < t1; t++) {
             __m256i b = broadcast4(f->a.q + ((8 * c + g) * STRIDE(f->n_t) + t) * 4);
@@ -86,7 +86,8 @@ INLINE void few_products(const struct few *f, int c, __m256i sum[][2], int t0, i
             if (at % run < run - 1 && at < n_groups - 1) continue;
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++) {
-                __m256i factor = f->sub == 16 ? _mm256_load_si256((const __m256i *)f->packed->factor[2 * block + j][8 * h]) : _mm256_set1_epi16(1);
+                __m256i factor = _mm256_set1_epi16(1);
+                if (f->sub == 16) factor = _mm256_load_si256((const __m256i *)f->packed->factor[2 * block + j][8 * h]);
                 add_sum(&sum[t][h], j == 0 && at < run, _mm256_madd_epi16(pairs[t][h], factor));
             }
         }
@@ -106,8 +107,10 @@ INLINE void few_block(const struct few *f, int c, __m256 acc[][2], int line0, in
     for (int t = 0; t < f->n_t; t++) {
         __m256 scale = _mm256_set1_ps(f->a.scale[c * STRIDE(f->n_t) + t]);
 #pragma GCC unroll 2
-        for (int h = 0; h < 2; h++)
-            acc[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[t][h]), _mm256_mul_ps(_mm256_load_ps(f->packed->d[f->at + c] + 8 * h), scale), acc[t][h]);
+        for (int h = 0; h < 2; h++) {
+            __m256 d = _mm256_mul_ps(_mm256_load_ps(f->packed->d[f->at + c] + 8 * h), scale);
+            acc[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[t][h]), d, acc[t][h]);
+        }
     }
 }
 
@@ -121,10 +124,10 @@ INLINE void few_advance(struct few *f, int bytes)
 }
 
 /* macc += minimums of n_sub sub-blocks. */
-INLINE void few_minimums(struct few *f, const struct avx2_packed *packed, __m256 macc[][2], int n_sub)
+INLINE void few_minimums(struct few *f, __m256 macc[][2], int n_sub)
 {
     for (int j = 0; j < n_sub; j++, f->a.fsum += STRIDE(f->n_t)) {
-        const __m256 m[2] = {_mm256_load_ps(packed->m[j]), _mm256_load_ps(packed->m[j] + 8)};
+        const __m256 m[2] = {_mm256_load_ps(f->packed->m[j]), _mm256_load_ps(f->packed->m[j] + 8)};
 #pragma GCC unroll 4
         for (int t = 0; t < f->n_t; t++) {
             __m256 fsum = _mm256_set1_ps(f->a.fsum[t]);
@@ -146,10 +149,13 @@ INLINE void store_half(float *y, int r, int first, int row1, __m256 v)
     for (int i = r; i < r + 8 && i < row1; i++) y[i] = lane[i - first];
 }
 
+/* Unpacking and products each have all registers for themselves: together they would keep pointers on the stack. */
+#define NOT_INLINE __attribute__((noinline))
+
 /* Rows row0 .. row1-1 of w times all rows of act. */
 #define DEFINE_FEW(name, elements, sub_elements, n_bits, offset_by, min, how, T) \
-    __attribute__((noinline)) static void few_##name##_##T(const struct weight *w, int row0, int row1, const struct side_by_side *act, float *y, size_t ld_y, \
-                                 struct avx2_packed *packed) \
+    NOT_INLINE static void few_##name##_##T(const struct weight *w, int row0, int row1, const struct side_by_side *act, \
+                                            float *y, size_t ld_y, struct avx2_packed *packed) \
     { \
         enum { BYTES_64 = sizeof(struct block_##name) * ROW_TILE * 64 / elements, LINES = (BYTES_64 + 63) / 64 }; \
         const size_t stride = w->row_bytes; \
@@ -160,8 +166,8 @@ INLINE void store_half(float *y, int r, int first, int row1, __m256 v)
             const size_t second = (size_t)(first[1] - first[0]) * stride; \
             __m256 acc[T][2], macc[T][2]; \
             for (int t = 0; t < T; t++) acc[t][0] = acc[t][1] = macc[t][0] = macc[t][1] = _mm256_setzero_ps(); \
-            struct few f = {.n_t = T, .sub = sub_elements, .bits = n_bits, .has_zero = offset_by != 0, .layout = how, .packed = packed, .a = *act, \
-                            .next = p + ROW_TILE * stride /* one contiguous piece */}; \
+            struct few f = {.n_t = T, .sub = sub_elements, .bits = n_bits, .has_zero = offset_by != 0, .layout = how, \
+                            .packed = packed, .a = *act, .next = p + ROW_TILE * stride /* one contiguous piece */}; \
             for (int k = 0; k < w->n_in; k += FEW_SLAB) { \
                 const int n = w->n_in - k < FEW_SLAB ? w->n_in - k : FEW_SLAB; \
                 unpack_##name(packed, 0, p, stride, n / elements); \
@@ -172,7 +178,7 @@ INLINE void store_half(float *y, int r, int first, int row1, __m256 v)
                     if (f.at + 1 < n / ACT_BLOCK) few_block(&f, 1, acc, (LINES + 1) / 2, LINES / 2); \
                     few_advance(&f, BYTES_64); \
                 } \
-                if (min) few_minimums(&f, packed, macc, n / sub_elements); \
+                if (min) few_minimums(&f, macc, n / sub_elements); \
             } \
             for (int t = 0; t < T; t++) \
                 for (int h = 0; h < 2; h++) \
@@ -180,7 +186,7 @@ INLINE void store_half(float *y, int r, int first, int row1, __m256 v)
         } \
     }
 #define DEFINE_MATMUL_FEW(name, elements, sub_elements, n_bits, offset_by, min, how) \
-    __attribute__((noinline)) static void unpack_##name(struct avx2_packed *dst, int half, const uint8_t *p, size_t stride, int n_blocks) \
+    NOT_INLINE static void unpack_##name(struct avx2_packed *dst, int half, const uint8_t *p, size_t stride, int n_blocks) \
     { \
         struct sink s = {.dst = dst, .half = half, .sub = sub_elements, .j0 = 0}; \
         for (int b = 0; b < n_blocks; b++, p += sizeof(struct block_##name), s.j0 += elements / sub_elements) \
@@ -188,7 +194,8 @@ INLINE void store_half(float *y, int r, int first, int row1, __m256 v)
     } \
     DEFINE_FEW(name, elements, sub_elements, n_bits, offset_by, min, how, 3) \
     DEFINE_FEW(name, elements, sub_elements, n_bits, offset_by, min, how, 4) \
-    static void matmul_few_##name(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y, void *scratch) \
+    static void matmul_few_##name(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y, \
+                                  void *scratch) \
     { \
         struct few_scratch *s = scratch; \
         struct side_by_side act; /* how many rows is a constant to those who lay and read it */ \
