@@ -11,7 +11,8 @@
  * Every thread of the pool runs forward() from top to bottom; a phase is work shared in chunks, and a
  * barrier ends it. There are five a layer: what follows a product element by element (bias, norm of a
  * head, RoPE, silu, residual sum, quantization of the next input) is done by whoever computed the chunk, while it is in
- * the cache, and the norm in front of a product is repeated by every thread where that is cheaper than a barrier.
+ * the cache, and the norm in front of a product is repeated by every thread where that is cheaper than a barrier. The last layer
+ * goes on, after K and V, with the tokens whose output is wanted: two barriers more (keep_wanted).
  *
  * Precision. An int8 activation row is off by up to half a step. Where that costs most for its work, in the inputs of
  * K and V and of the logits of likely tokens, the row's rounding error is quantized into a second int8 row and multiplied
@@ -96,7 +97,6 @@ struct decoder {
     /* The step. */
     const struct batch_token *batch;
     int n_tokens, n_rows, n_wanted; /* tokens, rows of logits, tokens of which logits or the hidden state are wanted */
-    int n_threads;
     struct batch_token *wanted; /* [max_tokens] the batch from the last layer's queries on: keep_wanted */
     int *row_token;    /* [max_logits] which token a row of logits belongs to */
     struct likely *likely; /* [max_logits] */
@@ -284,7 +284,7 @@ static void queries(struct decoder *d, int layer, int head0, int head1, const st
 static int smaller(int a, int b) { return a < b ? a : b; }
 static int larger(int a, int b) { return a > b ? a : b; }
 
-/* What project_qkv is to compute. Without Q or without K and V, it is called for the rest later. */
+/* What project_qkv is to compute. The last layer: K and V of all tokens, then Q of those whose output is wanted. */
 enum { PROJECT_KV = 1, PROJECT_Q = 2, PROJECT_QKV = PROJECT_KV | PROJECT_Q };
 
 /* Q, K and V of the input: rotated queries into d->q_narrow, rotated keys and values into the pages. */
@@ -575,7 +575,7 @@ static void plan_slice(struct decoder *d, int first, int n)
 
 /* Lists attention's work: whole groups, or where these are too few to keep the threads
  * busy, spans. */
-static void plan_attention(struct decoder *d)
+static void plan_attention(struct decoder *d, int n_threads)
 {
     d->n_groups = d->n_items = 0;
     for (int i = 0, first = 0; i < d->n_tokens; i++)
@@ -583,7 +583,7 @@ static void plan_attention(struct decoder *d)
             plan_slice(d, first, i + 1 - first);
             first = i + 1;
         }
-    bool split = d->n_threads > 1 && d->n_groups < 8 * d->n_threads;
+    bool split = n_threads > 1 && d->n_groups < 8 * n_threads;
     size_t used = 0;
     int n_span_items = 0;
     for (int i = 0; i < d->n_groups; i++) {
@@ -603,18 +603,18 @@ static void plan_attention(struct decoder *d)
             d->items[d->n_items++] = (struct attention_item){.group = i, .span = s};
 }
 
-static void set_tokens(struct decoder *d, const struct batch_token *batch, int n)
+static void set_tokens(struct decoder *d, const struct batch_token *batch, int n, int n_threads)
 {
     d->batch = batch;
     d->n_tokens = d->input.n_rows = d->heads.n_rows = d->hidden.n_rows = n;
-    plan_attention(d);
+    plan_attention(d, n_threads);
 }
 
 static bool is_wanted(const struct batch_token *b) { return b->logits_row >= 0 || b->hidden; }
 
 /* Once the last layer has all keys and values, the step goes on with the tokens whose output is wanted: moves what is
  * known of them to the front. One thread; the others wait. */
-static void keep_wanted(struct decoder *d)
+static void keep_wanted(struct decoder *d, int n_threads)
 {
     size_t n_embd = (size_t)d->m->hp.n_embd, half = (size_t)d->m->hp.n_rot / 2;
     size_t to = 0;
@@ -629,7 +629,7 @@ static void keep_wanted(struct decoder *d)
         if (b->logits_row >= 0) d->row_token[b->logits_row] = (int)to;
         d->wanted[to++] = *b;
     }
-    set_tokens(d, d->wanted, (int)to);
+    set_tokens(d, d->wanted, (int)to, n_threads);
 }
 
 /* ---- the step ---- */
@@ -647,16 +647,16 @@ static void forward(struct pool_thread *t, void *arg)
     for (int i = 0; i < m->hp.n_layer; i++) {
         const struct layer *l = &m->layers[i];
         bool quantize = weight_is_quantized(&l->wq) || weight_is_quantized(&l->wk) || weight_is_quantized(&l->wv);
-        const struct act *input = normalize(t, d, &mine, l->attn_norm, NULL, d->n_tokens,
-                                            (struct precision){.quantized = quantize, .fine = true});
+        const struct precision fine = {.quantized = quantize, .fine = true};
+        const struct act *input = normalize(t, d, &mine, l->attn_norm, NULL, d->n_tokens, fine);
         bool narrows = i + 1 == m->hp.n_layer && d->n_wanted < d->n_tokens;
         project_qkv(t, d, &mine, i, input, narrows ? PROJECT_KV : PROJECT_QKV);
         if (narrows) {
             if (d->n_wanted == 0) break; /* a prompt that goes on */
             pool_barrier(t);
-            if (t->index == 0) keep_wanted(d);
+            if (t->index == 0) keep_wanted(d, t->count);
             pool_barrier(t);
-            input = normalize(t, d, &mine, l->attn_norm, NULL, d->n_tokens, (struct precision){.quantized = quantize, .fine = true});
+            input = normalize(t, d, &mine, l->attn_norm, NULL, d->n_tokens, fine);
             project_qkv(t, d, &mine, i, input, PROJECT_Q);
         }
         pool_barrier(t);
@@ -685,8 +685,7 @@ const float *decoder_forward(struct decoder *d, struct pool *p, const struct bat
         }
         d->n_wanted += is_wanted(&batch[i]);
     }
-    d->n_threads = pool_threads(p);
-    set_tokens(d, batch, n_tokens);
+    set_tokens(d, batch, n_tokens, pool_threads(p));
     pool_run(p, forward, d);
     return d->logits;
 }
@@ -744,7 +743,7 @@ struct decoder *decoder_create(const struct model *m, const struct kernels *k, i
     d->q_stride = kv_q_count(hp->k_dim);
     d->quantize_heads_later = hp->v_dim % ACT_BLOCK != 0;
 
-    /* Each sequence of a batch may leave its last block of rows unfilled. */
+    /* Each slice (plan_slice), of one token or more, may leave its last block of rows unfilled. */
     size_t blocks = (size_t)max_tokens * (size_t)d->group / (size_t)d->query_rows + (size_t)max_tokens;
     size_t max_groups = blocks * (size_t)hp->n_head_kv, max_items = max_groups + MAX_SPAN_ITEMS;
     size_t half = (size_t)hp->n_rot / 2;

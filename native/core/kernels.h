@@ -121,7 +121,7 @@ struct kernels {
     void (*quantize)(struct act *a, int row);
 
     /* y[t*ld_y + r] = sum_k W[r,k] * x[t,k] for row0 <= r < row1 and all rows t of a.
-     * scratch: at least scratch_bytes, 64-byte aligned, this thread's own.
+     * a has one row or more. scratch: at least scratch_bytes, 64-byte aligned, this thread's own.
      *
      * order, quantized types: blocks of ACT_BLOCK elements ascending; for each
      *     isum = exact integer sum of (w_int - zero) * q, where zero is the format's

@@ -8,15 +8,15 @@
 /* ---- quantized types ----
  *
  * A tile is ROW_TILE weight rows side by side, lane = row (two registers of eight).
- * One or two rows of activations, of some formats four, are multiplied while half a tile unpacks, in registers (matvec); more of them
- * share a tile that was packed into L1 first, some hundred elements at a time (matmul_few) or long slabs (pack, matmul). All give the
- * same bits, so where one takes over from the other is a matter of speed alone. */
+ * One or two rows of activations, by AVX-VNNI and of some formats four, are multiplied while half a tile unpacks, in registers (matvec); more
+ * share a tile that was packed into L1 first, some hundred elements at a time (matmul_few) or long slabs (pack, matmul). All give
+ * the same bits, so where one takes over from the other is a matter of speed alone. */
 
 enum { AVX2_SLAB = 1024 }; /* elements of a row that are packed at a time: 26 KB in all */
 
 /* A slab of a tile as the multiplication reads it. */
 struct avx2_packed {
-    uint8_t q[AVX2_SLAB / 4][ROW_TILE][4];      /* unsigned, the format's zero not taken off */
+    uint8_t q[AVX2_SLAB / 4][ROW_TILE][4];      /* unsigned, the format's zero not taken off; matmul_few: or nibbles */
     float d[AVX2_SLAB / ACT_BLOCK][ROW_TILE];   /* by 32 elements */
     float m[AVX2_SLAB / 16][ROW_TILE];           /* by sub-block */
     int16_t factor[AVX2_SLAB / 16][ROW_TILE][2]; /* by sub-block of 16: the integer scale, twice */
@@ -40,18 +40,21 @@ typedef void avx2_matmul_fn(const struct weight *w, int row0, int row1, const st
                             size_t ld_y, void *scratch);
 
 enum {
-    AVX2_FEW_TOKENS = 4,    /* most activation rows, */
-    AVX2_FEW_MAX = 1 << 16, /* and longest ones, that the scratch of matvec and matmul_few has room for */
+    AVX2_MATVEC_TOKENS = 4,   /* most activation rows of matvec, */
+    AVX2_FEW_TOKENS = 6,      /* of matmul_few, */
+    AVX2_FEW_TOKENS_Q5_K = 4, /* of matmul_few with Q5_K, whose sums fill the registers with two */
+    AVX2_FEW_MAX = 1 << 16,   /* longest activation row that the scratch of both has room for */
     AVX2_MATMUL_MAX = 1 << 22, /* longest activation row that matmul's scratch has room for */
 };
 
 /* Any number of activation rows up to AVX2_MATMUL_MAX long, by AVX2's own byte products or by AVX-VNNI's. */
 avx2_matmul_fn avx2_matmul_maddubs, avx2_matmul_vnni;
-/* The same of one or two rows up to AVX2_FEW_MAX long, by type. */
+/* The same of few rows up to AVX2_FEW_MAX long, by type or NULL: one or two rows, */
 extern avx2_matmul_fn *const avx2_matvec_maddubs[TYPE_COUNT], *const avx2_matvec_vnni[TYPE_COUNT];
-/* The same of three to AVX2_FEW_TOKENS rows, by type; of AVX2's own products each type is in one of two. */
-extern avx2_matmul_fn *const avx2_matmul_few[TYPE_COUNT], *const avx2_matvec_few_maddubs[TYPE_COUNT],
-    *const avx2_matvec_few_vnni[TYPE_COUNT];
+/* three or four, */
+extern avx2_matmul_fn *const avx2_matvec_few_maddubs[TYPE_COUNT], *const avx2_matvec_few_vnni[TYPE_COUNT];
+/* and three to AVX2_FEW_TOKENS by AVX2's own products, of the types that avx2_matvec_few_maddubs lacks. */
+extern avx2_matmul_fn *const avx2_matmul_few[TYPE_COUNT];
 uint64_t avx2_peak_maddubs(int rounds), avx2_peak_vnni(int rounds);
 extern const size_t avx2_matmul_scratch, avx2_matvec_scratch, avx2_few_scratch, avx2_attend_scratch;
 

@@ -7,22 +7,23 @@
 #include <pthread.h>
 #include <stddef.h>
 
-/* The dispatch by number of activation rows: one or two, up to AVX2_FEW_TOKENS, more. Where each stops paying was measured;
- * the bits are the same either way. Matrices of fewer than eight rows are too narrow for a register, and rows too long for the
- * scratch are nobody's. */
-static avx2_matmul_fn *choose(const struct weight *w, const struct act *a, avx2_matmul_fn *two, avx2_matmul_fn *few,
+/* Dispatch by number of activation rows: up to two, up to n_few, more. Where each way stops paying was measured; the bits are
+ * the same. Matrices of fewer than eight rows are too narrow for a register, and rows too long for the scratch are nobody's. */
+static avx2_matmul_fn *choose(const struct weight *w, const struct act *a, avx2_matmul_fn *two, avx2_matmul_fn *few, int n_few,
                               avx2_matmul_fn *many)
 {
     if (w->n_out < 8 || a->n > AVX2_MATMUL_MAX) return kernels_scalar.matmul[w->type];
-    if (a->n_rows > AVX2_FEW_TOKENS || a->n > AVX2_FEW_MAX) return many;
+    if (a->n_rows > n_few || a->n > AVX2_FEW_MAX) return many;
     return a->n_rows > 2 ? few : two;
 }
 
 static void matmul_maddubs(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y,
                            void *scratch)
 {
-    avx2_matmul_fn *few = avx2_matmul_few[w->type] ? avx2_matmul_few[w->type] : avx2_matvec_few_maddubs[w->type];
-    choose(w, a, avx2_matvec_maddubs[w->type], few, avx2_matmul_maddubs)(w, row0, row1, a, y, ld_y, scratch);
+    avx2_matmul_fn *few = avx2_matmul_few[w->type];
+    int n_few = w->type == TYPE_Q5_K ? AVX2_FEW_TOKENS_Q5_K : AVX2_FEW_TOKENS;
+    if (!few) few = avx2_matvec_few_maddubs[w->type], n_few = AVX2_MATVEC_TOKENS;
+    choose(w, a, avx2_matvec_maddubs[w->type], few, n_few, avx2_matmul_maddubs)(w, row0, row1, a, y, ld_y, scratch);
 }
 
 #ifdef INFER_HAVE_AVXVNNI
@@ -30,7 +31,7 @@ static void matmul_vnni(const struct weight *w, int row0, int row1, const struct
                         void *scratch)
 {
     avx2_matmul_fn *few = avx2_matvec_few_vnni[w->type];
-    choose(w, a, avx2_matvec_vnni[w->type], few, avx2_matmul_vnni)(w, row0, row1, a, y, ld_y, scratch);
+    choose(w, a, avx2_matvec_vnni[w->type], few, AVX2_MATVEC_TOKENS, avx2_matmul_vnni)(w, row0, row1, a, y, ld_y, scratch);
 }
 #endif
 

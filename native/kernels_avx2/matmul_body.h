@@ -72,19 +72,19 @@ INLINE void clear(float (*sum)[ROW_TILE], int n_t)
 struct min_sums {
     float (*macc)[ROW_TILE];
     bool is_first;          /* they begin at zero */
-    float (*acc)[ROW_TILE]; /* NULL, or they end, and these less them are the results, */
-    float *y;               /* rows of results, */
-    size_t ld_y;            /* so far apart */
+    float (*acc)[ROW_TILE]; /* NULL, or this slab ends the row, and y = acc - sums is written, */
+    float *y;
+    size_t ld_y;            /* from row to row of y */
 };
 
 /* The sums of n_t rows += minimums of n_sub sub-blocks times fsum (rows ld apart). */
-INLINE void multiply_min(const struct avx2_packed *packed, const struct min_sums *at, const float *fsum, size_t ld, int n_sub, int n_t)
+INLINE void multiply_min(const struct avx2_packed *packed, const struct min_sums *sums, const float *fsum, size_t ld, int n_sub, int n_t)
 {
     __m256 sum[TOKENS][2];
 #pragma GCC unroll 8
     for (int i = 0; i < n_t; i++) {
-        sum[i][0] = at->is_first ? _mm256_setzero_ps() : _mm256_load_ps(at->macc[i]);
-        sum[i][1] = at->is_first ? _mm256_setzero_ps() : _mm256_load_ps(at->macc[i] + 8);
+        sum[i][0] = sums->is_first ? _mm256_setzero_ps() : _mm256_load_ps(sums->macc[i]);
+        sum[i][1] = sums->is_first ? _mm256_setzero_ps() : _mm256_load_ps(sums->macc[i] + 8);
     }
     for (int j = 0; j < n_sub; j++) {
         __m256 m0 = _mm256_load_ps(packed->m[j]), m1 = _mm256_load_ps(packed->m[j] + 8);
@@ -97,13 +97,13 @@ INLINE void multiply_min(const struct avx2_packed *packed, const struct min_sums
     }
 #pragma GCC unroll 8
     for (int i = 0; i < n_t; i++) {
-        if (at->acc) {
-            float *y = at->y + (size_t)i * at->ld_y;
-            _mm256_storeu_ps(y, _mm256_sub_ps(_mm256_load_ps(at->acc[i]), sum[i][0]));
-            _mm256_storeu_ps(y + 8, _mm256_sub_ps(_mm256_load_ps(at->acc[i] + 8), sum[i][1]));
+        if (sums->acc) {
+            float *y = sums->y + (size_t)i * sums->ld_y;
+            _mm256_storeu_ps(y, _mm256_sub_ps(_mm256_load_ps(sums->acc[i]), sum[i][0]));
+            _mm256_storeu_ps(y + 8, _mm256_sub_ps(_mm256_load_ps(sums->acc[i] + 8), sum[i][1]));
         } else {
-            _mm256_store_ps(at->macc[i], sum[i][0]);
-            _mm256_store_ps(at->macc[i] + 8, sum[i][1]);
+            _mm256_store_ps(sums->macc[i], sum[i][0]);
+            _mm256_store_ps(sums->macc[i] + 8, sum[i][1]);
         }
     }
 }
@@ -111,7 +111,7 @@ INLINE void multiply_min(const struct avx2_packed *packed, const struct min_sums
 /* One function for each shape of the inner loop, so that its counts are constants. */
 typedef void multiply_fn(const struct avx2_packed *packed, float (*acc)[ROW_TILE], const struct act *a, int t, size_t k,
                          int n, const int32_t *offset, struct ahead *ahead, int lines);
-typedef void multiply_min_fn(const struct avx2_packed *packed, const struct min_sums *at, const float *fsum, size_t ld, int n_sub);
+typedef void multiply_min_fn(const struct avx2_packed *packed, const struct min_sums *sums, const float *fsum, size_t ld, int n_sub);
 
 /* X(n_t, sub, bits, has_zero): what the formats need. */
 #define FOR_EACH_SHAPE(X, n_t) \
@@ -133,9 +133,9 @@ typedef void multiply_min_fn(const struct avx2_packed *packed, const struct min_
     }
 #define DEFINE_MULTIPLY_SHAPES(n_t) \
     FOR_EACH_SHAPE(DEFINE_MULTIPLY, n_t) \
-    static void multiply_min_##n_t(const struct avx2_packed *packed, const struct min_sums *at, const float *fsum, size_t ld, int n_sub) \
+    static void multiply_min_##n_t(const struct avx2_packed *packed, const struct min_sums *sums, const float *fsum, size_t ld, int n_sub) \
     { \
-        multiply_min(packed, at, fsum, ld, n_sub, n_t); \
+        multiply_min(packed, sums, fsum, ld, n_sub, n_t); \
     }
 
 DEFINE_MULTIPLY_SHAPES(1)
@@ -230,7 +230,7 @@ static void multiply_slab(struct matmul_scratch *s, const struct tile *tile, con
     int lines = (int)((ahead->end - ahead->p) / 64 / n_steps + 1);
     size_t subs = (size_t)(a->n / f->sub), at = (size_t)(k / f->sub);
     const float *fsum = f->sub == 32 ? s->fsum : a->fsum + (size_t)t0 * subs;
-    bool is_first = k == 0, is_last = k + n == a->n, with_min = is_last && f->has_min && is_whole(tile);
+    bool is_first = k == 0, is_last = k + n == a->n, min_writes_y = is_last && f->has_min && is_whole(tile);
     for (int i = 0; i < n_t; i += TOKENS, y += TOKENS * ld_y) {
         int count = n_t - i < TOKENS ? n_t - i : TOKENS, row = is_first && is_last ? 0 : i;
         size_t first = (size_t)i * subs + at;
@@ -239,10 +239,10 @@ static void multiply_slab(struct matmul_scratch *s, const struct tile *tile, con
         if (is_first) clear(acc, count);
         tile->shape->multiply[count](&s->packed, acc, a, t0 + i, (size_t)k, n, s->offset + first, ahead, lines);
         if (f->has_min) {
-            struct min_sums sums = {macc, is_first, with_min ? acc : NULL, y + tile->row0, ld_y};
+            struct min_sums sums = {macc, is_first, min_writes_y ? acc : NULL, y + tile->row0, ld_y};
             multiply_mins[count](&s->packed, &sums, fsum + first, subs, n / f->sub);
         }
-        if (is_last && !with_min) store_tile(y, ld_y, acc, macc, count, tile);
+        if (is_last && !min_writes_y) store_tile(y, ld_y, acc, macc, count, tile);
     }
 }
 

@@ -1,19 +1,20 @@
-/* Three or four activation rows times quantized weight rows, by AVX2's own byte products.
+/* Three to AVX2_FEW_TOKENS activation rows times quantized weight rows, by AVX2's own byte products.
  *
  * Arithmetic is the limit here, and much of it is not products. Broadcasts of activations: sixteen rows of weights share
- * each, a tile as in matmul, where matvec has eight. Unpacking: only 256 elements of a tile at a time, and nibbles stay
- * packed until they are multiplied, which saves more instructions than it costs while so few rows share them.
+ * each, a tile as in matmul, where matvec has eight. Unpacking: only 256 elements of a tile at a time, and nibbles (of
+ * Q4_0, Q4_1 and Q4_K) stay packed until they are multiplied, which saves more instructions than it costs while so few rows
+ * share them.
  *
  * Same bits as matvec and matmul. Memory is the caller's; any thread. */
-#define UNPACK8_PACKED
+#define UNPACK8_KEEPS_NIBBLES
 
 #include "formats.h"
 #include "pack_sink.h"
 #include "product_maddubs.h"
 #include "side_by_side.h"
 
-/* Nibbles of half a block's elements, next to each other as unpacked elements would be. */
-INLINE void put_packed(struct sink *s, int i, __m256i w)
+/* A word of nibbles of each row. Words lie next to each other, so that a block takes half the place of its unpacked elements. */
+INLINE void put_nibble_word(struct sink *s, int i, __m256i w)
 {
     _mm256_store_si256((__m256i *)s->dst->q[s->j0 * s->sub / 8 + i][8 * s->half], w);
 }
@@ -54,12 +55,6 @@ struct few {
     const uint8_t *next; /* bytes that will be unpacked next, to be requested */
 };
 
-INLINE void request_line(const uint8_t *p)
-{
-    /* Where it stands, between two products: all in one place they would wait for each other. The line need not be mapped. */
-    __asm__ volatile("prefetcht1 %0" : : "m"(*p) : "memory");
-}
-
 /* sum[t] = products of block c with activation rows t0 <= t < t1, each sub-block's times its factor. Meanwhile lines
  * from line0 on are requested. */
 INLINE void few_products(const struct few *f, int c, __m256i sum[][2], int t0, int t1, int line0, int lines)
@@ -71,7 +66,7 @@ INLINE void few_products(const struct few *f, int c, __m256i sum[][2], int t0, i
 #pragma GCC unroll 8
     for (int g = 0; g < ACT_BLOCK / 4; g++) {
         const int j = g / n_groups, at = g % n_groups;
-        for (int i = g * lines / 8; i < (g + 1) * lines / 8; i++) request_line(f->next + 64 * (line0 + i));
+        for (int i = g * lines / 8; i < (g + 1) * lines / 8; i++) request(f->next + 64 * (line0 + i));
         const uint8_t *q = f->packed->q[group][0];
         const __m256i w[2] = {load_elements(q, g, 0, layout), load_elements(q, g, 1, layout)};
 #pragma GCC unroll 4
@@ -98,12 +93,13 @@ INLINE void few_products(const struct few *f, int c, __m256i sum[][2], int t0, i
 INLINE void few_block(const struct few *f, int c, __m256 acc[][2], int line0, int lines)
 {
     __m256i sum[AVX2_FEW_TOKENS][2];
-    /* Where pairs are widened before a sub-block's end, there are twice as many sums: for two rows the registers suffice. */
-    const int together = run_of(f->bits, f->has_zero) < f->sub / 4 ? 2 : AVX2_FEW_TOKENS;
-#pragma GCC unroll 2
+    /* The registers suffice for four rows; where pairs are widened before a sub-block's end, there are twice as many sums. */
+    const int most = run_of(f->bits, f->has_zero) < f->sub / 4 ? 2 : 4, parts = (f->n_t + most - 1) / most;
+    const int together = (f->n_t + parts - 1) / parts;
+#pragma GCC unroll 4
     for (int t = 0; t < f->n_t; t += together)
         few_products(f, c, sum, t, t + together < f->n_t ? t + together : f->n_t, line0, t == 0 ? lines : 0);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int t = 0; t < f->n_t; t++) {
         __m256 scale = _mm256_set1_ps(f->a.scale[c * STRIDE(f->n_t) + t]);
 #pragma GCC unroll 2
@@ -128,7 +124,7 @@ INLINE void few_minimums(struct few *f, __m256 macc[][2], int n_sub)
 {
     for (int j = 0; j < n_sub; j++, f->a.fsum += STRIDE(f->n_t)) {
         const __m256 m[2] = {_mm256_load_ps(f->packed->m[j]), _mm256_load_ps(f->packed->m[j] + 8)};
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int t = 0; t < f->n_t; t++) {
             __m256 fsum = _mm256_set1_ps(f->a.fsum[t]);
             macc[t][0] = _mm256_fmadd_ps(m[0], fsum, macc[t][0]);
@@ -137,25 +133,10 @@ INLINE void few_minimums(struct few *f, __m256 macc[][2], int n_sub)
     }
 }
 
-/* y = rows r .. r+7 of a half, from row `first` on, those below row1. */
-INLINE void store_half(float *y, int r, int first, int row1, __m256 v)
-{
-    if (first == r && r + 8 <= row1) {
-        _mm256_storeu_ps(y + r, v);
-        return;
-    }
-    float lane[8];
-    _mm256_storeu_ps(lane, v);
-    for (int i = r; i < r + 8 && i < row1; i++) y[i] = lane[i - first];
-}
-
-/* Unpacking and products each have all registers for themselves: together they would keep pointers on the stack. */
-#define NOT_INLINE __attribute__((noinline))
-
 /* Rows row0 .. row1-1 of w times all rows of act. */
 #define DEFINE_FEW(name, elements, sub_elements, n_bits, offset_by, min, how, T) \
-    NOT_INLINE static void few_##name##_##T(const struct weight *w, int row0, int row1, const struct side_by_side *act, \
-                                            float *y, size_t ld_y, struct avx2_packed *packed) \
+    __attribute__((noinline)) static void few_##name##_##T(const struct weight *w, int row0, int row1, const struct side_by_side *act, \
+                                                           float *y, size_t ld_y, struct avx2_packed *packed) \
     { \
         enum { BYTES_64 = sizeof(struct block_##name) * ROW_TILE * 64 / elements, LINES = (BYTES_64 + 63) / 64 }; \
         const size_t stride = w->row_bytes; \
@@ -170,8 +151,8 @@ INLINE void store_half(float *y, int r, int first, int row1, __m256 v)
                             .packed = packed, .a = *act, .next = p + ROW_TILE * stride /* one contiguous piece */}; \
             for (int k = 0; k < w->n_in; k += FEW_SLAB) { \
                 const int n = w->n_in - k < FEW_SLAB ? w->n_in - k : FEW_SLAB; \
-                unpack_##name(packed, 0, p, stride, n / elements); \
-                unpack_##name(packed, 1, p + second, stride, n / elements); \
+                pack_##name(packed, 0, p, stride, n / elements); \
+                pack_##name(packed, 1, p + second, stride, n / elements); \
                 p += (size_t)(n / elements) * sizeof(struct block_##name); \
                 for (f.at = 0; f.at < n / ACT_BLOCK; f.at += 2) { \
                     few_block(&f, 0, acc, 0, (LINES + 1) / 2); \
@@ -182,16 +163,17 @@ INLINE void store_half(float *y, int r, int first, int row1, __m256 v)
             } \
             for (int t = 0; t < T; t++) \
                 for (int h = 0; h < 2; h++) \
-                    store_half(y + (size_t)t * ld_y, r + 8 * h, first[h], row1, min ? _mm256_sub_ps(acc[t][h], macc[t][h]) : acc[t][h]); \
+                    store_rows(y + (size_t)t * ld_y, first[h], r + 8 * h, row1, min ? _mm256_sub_ps(acc[t][h], macc[t][h]) : acc[t][h]); \
         } \
     }
-#define DEFINE_MATMUL_FEW(name, elements, sub_elements, n_bits, offset_by, min, how) \
-    NOT_INLINE static void unpack_##name(struct avx2_packed *dst, int half, const uint8_t *p, size_t stride, int n_blocks) \
-    { \
-        struct sink s = {.dst = dst, .half = half, .sub = sub_elements, .j0 = 0}; \
-        for (int b = 0; b < n_blocks; b++, p += sizeof(struct block_##name), s.j0 += elements / sub_elements) \
-            unpack8_##name(&s, p, stride); \
-    } \
+#define FEW_CASE(name, sub_elements, offset_by, min, T) \
+    case T: \
+        act = lay_side_by_side(&s->side_by_side, a, T, sub_elements, offset_by, min); \
+        few_##name##_##T(w, row0, row1, &act, y, ld_y, &s->packed); \
+        break;
+/* how: the layout. further: of more than four rows. */
+#define DEFINE_MATMUL_FEW(name, elements, sub_elements, n_bits, offset_by, min, how, further) \
+    DEFINE_PACK(name, elements, sub_elements) \
     DEFINE_FEW(name, elements, sub_elements, n_bits, offset_by, min, how, 3) \
     DEFINE_FEW(name, elements, sub_elements, n_bits, offset_by, min, how, 4) \
     static void matmul_few_##name(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y, \
@@ -199,22 +181,26 @@ INLINE void store_half(float *y, int r, int first, int row1, __m256 v)
     { \
         struct few_scratch *s = scratch; \
         struct side_by_side act; /* how many rows is a constant to those who lay and read it */ \
-        if (a->n_rows == 3) { \
-            act = lay_side_by_side(&s->side_by_side, a, 3, sub_elements, offset_by, min); \
-            few_##name##_3(w, row0, row1, &act, y, ld_y, &s->packed); \
-        } else { \
-            act = lay_side_by_side(&s->side_by_side, a, 4, sub_elements, offset_by, min); \
-            few_##name##_4(w, row0, row1, &act, y, ld_y, &s->packed); \
+        switch (a->n_rows) { \
+            FEW_CASE(name, sub_elements, offset_by, min, 3) \
+            FEW_CASE(name, sub_elements, offset_by, min, 4) \
+            further \
         } \
     }
+#define DEFINE_UP_TO_6(name, elements, sub_elements, n_bits, offset_by, min, how) \
+    static avx2_pack_fn pack_##name; \
+    DEFINE_FEW(name, elements, sub_elements, n_bits, offset_by, min, how, 5) \
+    DEFINE_FEW(name, elements, sub_elements, n_bits, offset_by, min, how, 6) \
+    DEFINE_MATMUL_FEW(name, elements, sub_elements, n_bits, offset_by, min, how, \
+                      FEW_CASE(name, sub_elements, offset_by, min, 5) FEW_CASE(name, sub_elements, offset_by, min, 6))
 
-EXPAND_FORMAT(DEFINE_MATMUL_FEW, Q4_0_FORMAT, HALVES)
-EXPAND_FORMAT(DEFINE_MATMUL_FEW, Q4_1_FORMAT, HALVES)
-EXPAND_FORMAT(DEFINE_MATMUL_FEW, Q2_K_FORMAT, BYTES)
-EXPAND_FORMAT(DEFINE_MATMUL_FEW, Q3_K_FORMAT, BYTES)
-EXPAND_FORMAT(DEFINE_MATMUL_FEW, Q4_K_FORMAT, LOW)
-EXPAND_FORMAT(DEFINE_MATMUL_FEW, Q5_K_FORMAT, BYTES)
-EXPAND_FORMAT(DEFINE_MATMUL_FEW, Q6_K_FORMAT, BYTES)
+EXPAND_FORMAT(DEFINE_UP_TO_6, Q4_0_FORMAT, HALVES)
+EXPAND_FORMAT(DEFINE_UP_TO_6, Q4_1_FORMAT, HALVES)
+EXPAND_FORMAT(DEFINE_UP_TO_6, Q2_K_FORMAT, BYTES)
+EXPAND_FORMAT(DEFINE_UP_TO_6, Q3_K_FORMAT, BYTES)
+EXPAND_FORMAT(DEFINE_UP_TO_6, Q4_K_FORMAT, LOW)
+EXPAND_FORMAT(DEFINE_MATMUL_FEW, Q5_K_FORMAT, BYTES, )
+EXPAND_FORMAT(DEFINE_UP_TO_6, Q6_K_FORMAT, BYTES)
 
 avx2_matmul_fn *const avx2_matmul_few[TYPE_COUNT] = {
     [TYPE_Q4_0] = matmul_few_q4_0, [TYPE_Q4_1] = matmul_few_q4_1, [TYPE_Q2_K] = matmul_few_q2_K, [TYPE_Q3_K] = matmul_few_q3_K,

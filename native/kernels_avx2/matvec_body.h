@@ -12,8 +12,7 @@
 #include "side_by_side.h"
 
 enum {
-    RUN_TOKENS = 2,      /* most rows of activations that runs of rows are read for; */
-    RUN_BYTES = 8192,    /* the least bytes of a run for one, since the prefetchers begin anew in each, */
+    RUN_BYTES = 8192,    /* the least bytes of a run for one row of activations, since the prefetchers begin anew in each, */
     RUN_BYTES_2 = 32768, /* and for two, where less of the time is waiting for memory */
     RUN_LEAD = 512,      /* how far ahead the bytes of a run are requested */
     RUN_PRIMED = 2,      /* cache lines of each of the next runs that are requested at the end of these */
@@ -29,8 +28,8 @@ struct sink {
     const uint8_t *next;
     size_t stride;          /* bytes from row to row */
     int lines, puts, n_put; /* requests of a block, calls of put in it, and those so far */
-    struct dot dot[16][AVX2_FEW_TOKENS];
-    __m256 acc[AVX2_FEW_TOKENS], macc[AVX2_FEW_TOKENS];
+    struct dot dot[16][AVX2_MATVEC_TOKENS];
+    __m256 acc[AVX2_MATVEC_TOKENS], macc[AVX2_MATVEC_TOKENS];
 };
 
 INLINE const int32_t *start(const struct sink *s, int t, int j)
@@ -41,13 +40,6 @@ INLINE const int32_t *start(const struct sink *s, int t, int j)
 INLINE const int8_t *group(const struct sink *s, int t, int j, int g)
 {
     return s->a.q + ((j * s->sub / 4 + g) * STRIDE(s->n_t) + t) * 4;
-}
-
-/* Asks for the line at p, which need not be mapped. */
-INLINE void request(const uint8_t *p)
-{
-    /* GCC would put a block's requests in one place if it could. */
-    __asm__ volatile("prefetcht1 %0" : : "m"(*p) : "memory");
 }
 
 /* This call's share of the block's requests: spread over the block, since a processor can only wait for some ten to
@@ -111,11 +103,11 @@ struct eight {
     int first, step, from, to;
 };
 
-/* Rows in each of the eight runs that n rows of w are cut into; 0: in none. What is left of them is less than eight rows. */
+/* Rows in each of the eight runs that n rows of w are cut into for T rows of activations, one or two; 0: in none. What is left of them is less than eight rows. */
 static inline int rows_of_run(const struct weight *w, int n, int T)
 {
     size_t least = T == 1 ? RUN_BYTES : RUN_BYTES_2;
-    return T <= RUN_TOKENS && (size_t)(n / 8) * w->row_bytes >= least ? n / 8 : 0;
+    return (size_t)(n / 8) * w->row_bytes >= least ? n / 8 : 0;
 }
 
 /* The ends of the runs, of `rows` rows each, are near: the next rows of the matrix are likely to come in runs as long. p: the
@@ -128,16 +120,13 @@ static inline void prime(const uint8_t *p, int rows, size_t row_bytes)
 
 INLINE void store_eight(float *y, const struct eight *e, __m256 v, bool in_runs)
 {
-    float lane[8];
-    if (in_runs) {
-        _mm256_storeu_ps(lane, v);
-        for (int i = 0; i < 8; i++) y[e->first + i * e->step] = lane[i];
-    } else if (e->first == e->from && e->first + 8 <= e->to) {
-        _mm256_storeu_ps(y + e->first, v);
-    } else {
-        _mm256_storeu_ps(lane, v);
-        for (int r = e->from; r < e->to && r < e->first + 8; r++) y[r] = lane[r - e->first];
+    if (!in_runs) {
+        store_rows(y, e->first, e->from, e->to, v);
+        return;
     }
+    float lane[8];
+    _mm256_storeu_ps(lane, v);
+    for (int i = 0; i < 8; i++) y[e->first + i * e->step] = lane[i];
 }
 
 /* y = an eight times T rows of activations. in_runs: it has one row of each run; otherwise its rows are consecutive. */
@@ -229,14 +218,11 @@ INLINE void store_eight(float *y, const struct eight *e, __m256 v, bool in_runs)
         } \
     }
 
-/* Q8_0's offset is the products' own. */
-#define MATVEC_Q8_0 q8_0, 32, 32, 8, PRODUCT_Q8_ZERO, false
-
 EXPAND_FORMAT(DEFINE_MATVEC, Q4_0_FORMAT)
 EXPAND_FORMAT(DEFINE_MATVEC, Q4_1_FORMAT)
 EXPAND_FORMAT(DEFINE_MATVEC, Q5_0_FORMAT)
 EXPAND_FORMAT(DEFINE_MATVEC, Q5_1_FORMAT)
-EXPAND_FORMAT(DEFINE_MATVEC, MATVEC_Q8_0)
+EXPAND_FORMAT(DEFINE_MATVEC, Q8_0_FORMAT(PRODUCT_Q8_ZERO))
 EXPAND_FORMAT(DEFINE_MATVEC, Q2_K_FORMAT)
 EXPAND_FORMAT(DEFINE_MATVEC, Q3_K_FORMAT)
 EXPAND_FORMAT(DEFINE_MATVEC, Q4_K_FORMAT)

@@ -3,10 +3,10 @@
 
 #include "matvec_body.h"
 
-/* Those of which matmul_few is slower: unpacking takes most of their time, or they have no nibbles to leave packed. */
+/* Those with which matmul_few is slower, as measured. */
 EXPAND_FORMAT(DEFINE_MATVEC_FEW, Q5_0_FORMAT)
 EXPAND_FORMAT(DEFINE_MATVEC_FEW, Q5_1_FORMAT)
-EXPAND_FORMAT(DEFINE_MATVEC_FEW, MATVEC_Q8_0)
+EXPAND_FORMAT(DEFINE_MATVEC_FEW, Q8_0_FORMAT(PRODUCT_Q8_ZERO))
 
 avx2_matmul_fn *const avx2_matvec_maddubs[TYPE_COUNT] = MATVEC_TABLE;
 avx2_matmul_fn *const avx2_matvec_few_maddubs[TYPE_COUNT] = {

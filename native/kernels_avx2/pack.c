@@ -6,22 +6,11 @@
 
 #include "unpack8.h"
 
-#define DEFINE_PACK(name, elements, sub_elements, ...) \
-    static void pack_##name(struct avx2_packed *dst, int half, const uint8_t *p, size_t stride, int n_blocks) \
-    { \
-        struct sink s = {.dst = dst, .half = half, .sub = sub_elements, .j0 = 0}; \
-        for (int b = 0; b < n_blocks; b++, p += sizeof(struct block_##name), s.j0 += elements / sub_elements) \
-            unpack8_##name(&s, p, stride); \
-    }
-
-/* Packed with an offset of 128. */
-#define PACKED_Q8_0 q8_0, 32, 32, 8, 128, false
-
 EXPAND_FORMAT(DEFINE_PACK, Q4_0_FORMAT)
 EXPAND_FORMAT(DEFINE_PACK, Q4_1_FORMAT)
 EXPAND_FORMAT(DEFINE_PACK, Q5_0_FORMAT)
 EXPAND_FORMAT(DEFINE_PACK, Q5_1_FORMAT)
-EXPAND_FORMAT(DEFINE_PACK, PACKED_Q8_0)
+EXPAND_FORMAT(DEFINE_PACK, Q8_0_FORMAT(128))
 EXPAND_FORMAT(DEFINE_PACK, Q2_K_FORMAT)
 EXPAND_FORMAT(DEFINE_PACK, Q3_K_FORMAT)
 EXPAND_FORMAT(DEFINE_PACK, Q4_K_FORMAT)
@@ -37,7 +26,7 @@ const struct avx2_format avx2_formats[TYPE_COUNT] = {
     [TYPE_Q4_1] = EXPAND_FORMAT(FORMAT, Q4_1_FORMAT),
     [TYPE_Q5_0] = EXPAND_FORMAT(FORMAT, Q5_0_FORMAT),
     [TYPE_Q5_1] = EXPAND_FORMAT(FORMAT, Q5_1_FORMAT),
-    [TYPE_Q8_0] = EXPAND_FORMAT(FORMAT, PACKED_Q8_0),
+    [TYPE_Q8_0] = EXPAND_FORMAT(FORMAT, Q8_0_FORMAT(128)),
     [TYPE_Q2_K] = EXPAND_FORMAT(FORMAT, Q2_K_FORMAT),
     [TYPE_Q3_K] = EXPAND_FORMAT(FORMAT, Q3_K_FORMAT),
     [TYPE_Q4_K] = EXPAND_FORMAT(FORMAT, Q4_K_FORMAT),

@@ -37,3 +37,12 @@ INLINE void scale16(struct sink *s, int i, __m256 d, const __m256i factor[2], co
         _mm256_store_ps(s->dst->m[at + k] + 8 * s->half, m[k]);
     }
 }
+
+/* avx2_pack_fn of a format. On its own, so that it has all registers for itself. */
+#define DEFINE_PACK(name, elements, sub_elements, ...) \
+    __attribute__((noinline)) static void pack_##name(struct avx2_packed *dst, int half, const uint8_t *p, size_t stride, int n_blocks) \
+    { \
+        struct sink s = {.dst = dst, .half = half, .sub = sub_elements, .j0 = 0}; \
+        for (int b = 0; b < n_blocks; b++, p += sizeof(struct block_##name), s.j0 += elements / sub_elements) \
+            unpack8_##name(&s, p, stride); \
+    }

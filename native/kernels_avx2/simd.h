@@ -22,6 +22,25 @@ INLINE __m256i broadcast4(const void *p)
     return _mm256_set1_epi32(v);
 }
 
+/* Asks for the line at p, which need not be mapped, where this stands: GCC would put many requests in one place, where they wait
+ * for each other. Memory that is read on both sides of it is read twice. */
+INLINE void request(const uint8_t *p)
+{
+    __asm__ volatile("prefetcht1 %0" : : "m"(*p) : "memory");
+}
+
+/* y = rows `from` to to-1 of the eight from row `first` on. */
+INLINE void store_rows(float *y, int first, int from, int to, __m256 v)
+{
+    if (first == from && first + 8 <= to) {
+        _mm256_storeu_ps(y + first, v);
+        return;
+    }
+    float lane[8];
+    _mm256_storeu_ps(lane, v);
+    for (int r = from; r < to && r < first + 8; r++) y[r] = lane[r - first];
+}
+
 /* kexp of kernels_math.h in each lane. */
 INLINE __m256 exp8(__m256 x)
 {

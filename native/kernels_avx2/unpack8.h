@@ -9,7 +9,7 @@
  *   scale(s, j, d, m)       the sub-block's d and m (zeros without a minimum) of each row; sub-blocks
  *                           ascend, and all groups of j came before
  *   scale16(s, i, d, f, m)  the same for sub-blocks of 16, for 2i and 2i + 1 at once: d is that of the block, f their integers
- *   put_packed(s, i, w)     only if UNPACK8_PACKED is defined, and instead of put for Q4_0, Q4_1 and Q4_K: a word of nibbles of each
+ *   put_nibble_word(s, i, w)  only if UNPACK8_KEEPS_NIBBLES is defined, and instead of put for Q4_0, Q4_1 and Q4_K: a word of nibbles of each
  *                           row as it is in the file. Low nibbles: group i of a block of 32, whose other groups, 4 + i, are the high ones;
  *                           of Q4_K group i % 8 of sub-block i / 8 * 2, and the high ones of the sub-block after it
  *
@@ -85,9 +85,9 @@ INLINE __m256i high_nibbles(__m256i w) { return shift_and(w, 4, 15); }
 /* Blocks of 32 with 4 bits: low nibbles first. */
 INLINE void put_nibbles(struct sink *s, const __m256i w[4])
 {
-#ifdef UNPACK8_PACKED
+#ifdef UNPACK8_KEEPS_NIBBLES
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) put_packed(s, i, w[i]);
+    for (int i = 0; i < 4; i++) put_nibble_word(s, i, w[i]);
 #else
 #pragma GCC unroll 4
     for (int g = 0; g < 4; g++) put(s, 0, g, low_nibbles(w[g]));
@@ -290,8 +290,8 @@ INLINE void unpack8_q4_K(struct sink *s, const uint8_t *p, size_t stride)
             load_words(w, p + offsetof(struct block_q4_K, nibbles) + 16 * j + 16 * part, stride);
 #pragma GCC unroll 4
             for (int g = 0; g < 4; g++) {
-#ifdef UNPACK8_PACKED
-                put_packed(s, 4 * j + 4 * part + g, w[g]);
+#ifdef UNPACK8_KEEPS_NIBBLES
+                put_nibble_word(s, 4 * j + 4 * part + g, w[g]);
 #else
                 put(s, j, 4 * part + g, low_nibbles(w[g]));
                 put(s, j + 1, 4 * part + g, high_nibbles(w[g]));

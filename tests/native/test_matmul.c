@@ -173,7 +173,7 @@ static void check_product(const struct kernels *k, const struct problem *p, int 
     free(y);
 }
 
-static const int token_counts[] = {1, 2, 3, 4, 5, 8, 9, 13, 14, 16, 17, 33, 64, 100};
+static const int token_counts[] = {1, 2, 3, 4, 5, 6, 8, 9, 13, 14, 16, 17, 33, 64, 100};
 enum { N_TOKEN_COUNTS = sizeof token_counts / sizeof *token_counts };
 
 static int lengths_of(enum tensor_type type, const int **lengths)
@@ -197,13 +197,14 @@ static void check_sizes(enum tensor_type type)
 {
     const int *lengths, n_lengths = lengths_of(type, &lengths);
     for (int l = 0; l < n_lengths; l++) {
-        int n = lengths[l], most = n <= 600 ? MAX_TOKENS : 5;
+        int n = lengths[l], most = n <= 600 ? MAX_TOKENS : 6;
         struct problem p = make_problem(type, DATA_RANDOM, n, most);
         for_each_table(k) {
             for (int c = 0; c < N_TOKEN_COUNTS && token_counts[c] <= most; c++) check_product(k, &p, 40, 0, 40, token_counts[c], -1);
             for (int rows = 1; rows <= 40; rows += n <= 600 ? 1 : 7) {
                 check_product(k, &p, rows, 0, rows, 1, -1);
                 check_product(k, &p, rows, 0, rows, 3, -1);
+                check_product(k, &p, rows, 0, rows, 6, -1);
             }
         }
         free_problem(&p);
@@ -218,7 +219,7 @@ static void many_tokens_and_long_rows_multiply_alike(void)
     static const struct {
         enum tensor_type type;
         int n, n_tokens;
-    } cases[] = {{TYPE_Q4_1, 64, 1100},  {TYPE_Q6_K, 256, 1100},  {TYPE_Q2_K, 256, 1100}, {TYPE_Q4_K, 65536, 4},
+    } cases[] = {{TYPE_Q4_1, 64, 1100},  {TYPE_Q6_K, 256, 1100},  {TYPE_Q2_K, 256, 1100}, {TYPE_Q4_K, 65536, 4}, {TYPE_Q4_K, 65536, 6},
                  {TYPE_Q4_K, 70144, 61}, {TYPE_Q3_K, 70144, 61}, {TYPE_Q6_K, 70144, 4},  {TYPE_Q4_0, (1 << 22) + 32, 1}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct problem p = make_problem(cases[i].type, DATA_RANDOM, cases[i].n, cases[i].n_tokens);
@@ -279,7 +280,7 @@ static void check_ranges(enum tensor_type type)
     for_each_table(k) {
         for (int row0 = 0; row0 < MAX_ROWS; row0 += ROW_TILE)
             for (int row1 = row0 + 1; row1 <= MAX_ROWS; row1++)
-                for (int n_tokens = 1; n_tokens <= 6; n_tokens += 5) check_product(k, &p, MAX_ROWS, row0, row1, n_tokens, -1);
+                for (int n_tokens = 1; n_tokens <= 6; n_tokens += n_tokens == 1 ? 2 : 3) check_product(k, &p, MAX_ROWS, row0, row1, n_tokens, -1);
     }
     free_problem(&p);
 }
