@@ -8,9 +8,9 @@
 /* ---- quantized types ----
  *
  * A tile is ROW_TILE weight rows side by side, lane = row (two registers of eight).
- * One or two rows of activations, by AVX-VNNI and of some formats four, are multiplied while half a tile unpacks, in registers (matvec); more
- * share a tile that was packed into L1 first, some hundred elements at a time (matmul_few) or long slabs (pack, matmul). All give
- * the same bits, so where one takes over from the other is a matter of speed alone. */
+ * One or two rows of activations, by AVX-VNNI and of some formats four, are multiplied while half a tile unpacks, in
+ * registers (matvec); more share a tile that was packed into L1 first, some hundred elements at a time (matmul_few) or in
+ * long slabs (pack, matmul). All give the same bits, so where one takes over from the other is a matter of speed alone. */
 
 enum { AVX2_SLAB = 1024 }; /* elements of a row that are packed at a time: 26 KB in all */
 
@@ -40,10 +40,10 @@ typedef void avx2_matmul_fn(const struct weight *w, int row0, int row1, const st
                             size_t ld_y, void *scratch);
 
 enum {
-    AVX2_MATVEC_TOKENS = 4,   /* most activation rows of matvec, */
-    AVX2_FEW_TOKENS = 6,      /* of matmul_few, */
-    AVX2_FEW_TOKENS_Q5_K = 4, /* of matmul_few with Q5_K, whose sums fill the registers with two */
-    AVX2_FEW_MAX = 1 << 16,   /* longest activation row that the scratch of both has room for */
+    AVX2_MATVEC_TOKENS = 4,    /* most activation rows of matvec, */
+    AVX2_FEW_TOKENS = 6,       /* of matmul_few, */
+    AVX2_FEW_TOKENS_Q5_K = 4,  /* of matmul_few with Q5_K, whose sums fill the registers with two */
+    AVX2_FEW_MAX = 1 << 16,    /* longest activation row that the scratch of both has room for */
     AVX2_MATMUL_MAX = 1 << 22, /* longest activation row that matmul's scratch has room for */
 };
 

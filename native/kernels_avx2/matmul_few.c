@@ -133,6 +133,14 @@ INLINE void few_minimums(struct few *f, __m256 macc[][2], int n_sub)
     }
 }
 
+EXPAND_FORMAT(DEFINE_PACK, Q4_0_FORMAT)
+EXPAND_FORMAT(DEFINE_PACK, Q4_1_FORMAT)
+EXPAND_FORMAT(DEFINE_PACK, Q2_K_FORMAT)
+EXPAND_FORMAT(DEFINE_PACK, Q3_K_FORMAT)
+EXPAND_FORMAT(DEFINE_PACK, Q4_K_FORMAT)
+EXPAND_FORMAT(DEFINE_PACK, Q5_K_FORMAT)
+EXPAND_FORMAT(DEFINE_PACK, Q6_K_FORMAT)
+
 /* Rows row0 .. row1-1 of w times all rows of act. */
 #define DEFINE_FEW(name, elements, sub_elements, n_bits, offset_by, min, how, T) \
     __attribute__((noinline)) static void few_##name##_##T(const struct weight *w, int row0, int row1, const struct side_by_side *act, \
@@ -173,7 +181,6 @@ INLINE void few_minimums(struct few *f, __m256 macc[][2], int n_sub)
         break;
 /* how: the layout. further: of more than four rows. */
 #define DEFINE_MATMUL_FEW(name, elements, sub_elements, n_bits, offset_by, min, how, further) \
-    DEFINE_PACK(name, elements, sub_elements) \
     DEFINE_FEW(name, elements, sub_elements, n_bits, offset_by, min, how, 3) \
     DEFINE_FEW(name, elements, sub_elements, n_bits, offset_by, min, how, 4) \
     static void matmul_few_##name(const struct weight *w, int row0, int row1, const struct act *a, float *y, size_t ld_y, \
@@ -188,7 +195,6 @@ INLINE void few_minimums(struct few *f, __m256 macc[][2], int n_sub)
         } \
     }
 #define DEFINE_UP_TO_6(name, elements, sub_elements, n_bits, offset_by, min, how) \
-    static avx2_pack_fn pack_##name; \
     DEFINE_FEW(name, elements, sub_elements, n_bits, offset_by, min, how, 5) \
     DEFINE_FEW(name, elements, sub_elements, n_bits, offset_by, min, how, 6) \
     DEFINE_MATMUL_FEW(name, elements, sub_elements, n_bits, offset_by, min, how, \

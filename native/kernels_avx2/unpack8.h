@@ -9,9 +9,9 @@
  *   scale(s, j, d, m)       the sub-block's d and m (zeros without a minimum) of each row; sub-blocks
  *                           ascend, and all groups of j came before
  *   scale16(s, i, d, f, m)  the same for sub-blocks of 16, for 2i and 2i + 1 at once: d is that of the block, f their integers
- *   put_nibble_word(s, i, w)  only if UNPACK8_KEEPS_NIBBLES is defined, and instead of put for Q4_0, Q4_1 and Q4_K: a word of nibbles of each
- *                           row as it is in the file. Low nibbles: group i of a block of 32, whose other groups, 4 + i, are the high ones;
- *                           of Q4_K group i % 8 of sub-block i / 8 * 2, and the high ones of the sub-block after it
+ *   put_nibble_word(s, i, w)  instead of put for Q4_0, Q4_1 and Q4_K, if UNPACK8_KEEPS_NIBBLES is defined: a word of
+ *                           nibbles of each row, as in the file. In blocks of 32, group i in the low and 4 + i in the high ones;
+ *                           in Q4_K, group i % 8 of sub-block i / 8 * 2 in the low and of the next sub-block in the high ones
  *
  * The work is in turning rows into lanes: 16 bytes of eight rows are a 4x4 transposition
  * of 32-bit words in each half of the register, eight shuffles, done while the nibbles are
