@@ -32,7 +32,8 @@ void embed_request_free(struct embed_request *r)
 static int reserve(void **array, int *cap, int n, size_t element_bytes)
 {
     if (n <= *cap) return 0;
-    int grown = *cap < n / 2 ? n : 2 * *cap;
+    int grown = 2 * *cap; /* at most 2 * EMBED_MAX_TOKENS */
+    if (grown < n) grown = n;
     if (grown < 16) grown = 16;
     void *p = realloc(*array, (size_t)grown * element_bytes);
     if (!p) return -1;

@@ -403,6 +403,33 @@ static void requests_can_be_cancelled_timed_out_and_aborted(void)
     free(data);
 }
 
+/* Pairs and triples of lengths, so that the arrays grow from every size to every other one nearby. */
+static void inputs_of_any_length_lie_one_behind_the_other(void)
+{
+    enum { MOST = 70 };
+    unsigned char *data;
+    struct engine *e = load(&data, 2);
+    struct infer_error err;
+    fill_tokens(100);
+    for (int first = 1; first <= MOST; first++)
+        for (int second = 1; second <= MOST; second++) {
+            const int parts[] = {first, second, first + second};
+            struct embed_request *r = embed_request_create(e, &err);
+            int n = 0;
+            for (int i = 0; i < 3; i++) {
+                CHECK(embed_request_add(r, tokens + i, (size_t)parts[i] * sizeof *tokens, "input", &err) == 0);
+                n += parts[i];
+                CHECKF(r->n_tokens == n && r->cap_tokens >= n, "%d and %d: room for %d of %d", first, second, r->cap_tokens, n);
+                CHECK(r->n_inputs == i + 1 && r->cap_inputs >= i + 1 && r->ends[i] == n);
+            }
+            for (int i = 0, at = 0; i < 3; at += parts[i++])
+                CHECK(memcmp(r->tokens + at, tokens + i, (size_t)parts[i] * sizeof *tokens) == 0);
+            embed_request_free(r);
+        }
+    e->ops->free(e);
+    free(data);
+}
+
 static void bad_input_is_refused_and_leaves_the_request_as_it_was(void)
 {
     unsigned char *data;
@@ -440,6 +467,7 @@ int main(void)
     RUN(what_is_not_implemented_is_refused_by_name);
     RUN(a_single_text_does_not_wait_for_thousands);
     RUN(requests_can_be_cancelled_timed_out_and_aborted);
+    RUN(inputs_of_any_length_lie_one_behind_the_other);
     RUN(bad_input_is_refused_and_leaves_the_request_as_it_was);
     return check_result();
 }
