@@ -158,18 +158,15 @@ INLINE void hide_unseen(float *p, int seen)
     }
 }
 
-/* The larger of m and the scores; a NaN among them is passed over. */
-INLINE float highest(const float *p, int seen, float m)
+/* Lane by lane, the larger of m and some of the scores; a NaN among them is passed over. */
+INLINE __m256 highest(const float *p, int seen, float m)
 {
-    __m256 top8 = _mm256_set1_ps(m), odd = top8;
+    __m256 even = _mm256_set1_ps(m), odd = even;
     for (int j = 0; j < seen; j += 16) { /* in this order max passes over NaN */
-        top8 = _mm256_max_ps(_mm256_load_ps(p + j), top8);
+        even = _mm256_max_ps(_mm256_load_ps(p + j), even);
         odd = _mm256_max_ps(_mm256_load_ps(p + j + 8), odd);
     }
-    top8 = _mm256_max_ps(odd, top8);
-    __m128 top4 = _mm_max_ps(_mm256_castps256_ps128(top8), _mm256_extractf128_ps(top8, 1));
-    top4 = _mm_max_ps(top4, _mm_movehl_ps(top4, top4));
-    return _mm_cvtss_f32(_mm_max_ss(top4, _mm_movehdup_ps(top4))) + 0.0f;
+    return _mm256_max_ps(odd, even);
 }
 
 INLINE uint32_t largest_of(__m256i v)
@@ -183,7 +180,7 @@ INLINE uint32_t largest_of(__m256i v)
 /* What eight scores weigh, and added to *sum; then times v_scale, for those below `seen` only, and the largest of these in *top. */
 INLINE void weigh_8(float *p, const uint16_t *v_scale, __m256 m, int seen, const bool all, __m256 *sum, __m256i *top)
 {
-    __m256 e = exp8(_mm256_sub_ps(_mm256_load_ps(p), m));
+    __m256 e = exp8_capped(_mm256_sub_ps(_mm256_load_ps(p), m));
     *sum = _mm256_add_ps(*sum, e);
     __m256i w = _mm256_castps_si256(_mm256_mul_ps(e, load_scales(v_scale)));
     if (!all) w = _mm256_and_si256(w, lanes_below(seen)); /* scales of other slots may be anything */
@@ -191,9 +188,9 @@ INLINE void weigh_8(float *p, const uint16_t *v_scale, __m256 m, int seen, const
     _mm256_store_si256((__m256i *)p, w);
 }
 
-/* Turns scores into weights, whose sum it returns, and these into weights of values' integers: times v_scale. *top_bits: the
- * largest of them. */
-INLINE float weigh(float *p, const uint16_t *v_scale, int seen, float m, uint32_t *top_bits)
+/* Turns scores into weights, and these into weights of values' integers: times v_scale. *sums: the weights', as lanes16 of kernels.h,
+ * the upper lanes added to the lower ones; *tops: the largest of the integers' weights, lane by lane. */
+INLINE void weigh(float *p, const uint16_t *v_scale, int seen, float m, __m256 *sums, __m256i *tops)
 {
     __m256 lo = _mm256_setzero_ps(), hi = lo, m8 = _mm256_set1_ps(m);
     __m256i top_lo = _mm256_setzero_si256(), top_hi = top_lo;
@@ -206,8 +203,8 @@ INLINE float weigh(float *p, const uint16_t *v_scale, int seen, float m, uint32_
         weigh_8(p + j, v_scale + j, m8, seen - j, false, &lo, &top_lo);
         weigh_8(p + j + 8, v_scale + j + 8, m8, seen - j - 8, false, &hi, &top_hi);
     }
-    *top_bits = largest_of(_mm256_max_epu32(top_lo, top_hi));
-    return fold16(lo, hi);
+    *sums = _mm256_add_ps(lo, hi);
+    *tops = _mm256_max_epu32(top_lo, top_hi);
 }
 
 /* round(p * inv), and as often 0 as other queries see more keys. any: all ones, or 0: all are 0. */
@@ -226,9 +223,8 @@ INLINE void to_integers(int16_t *out, const float *p, int seen, int most, float 
 }
 
 /* kquant_scale with WEIGHT_LEVELS in eight lanes; any: all ones where integers may be other than 0. */
-INLINE void weight_scales(const uint32_t top_bits[8], float scale[8], float inv[8], int32_t any[8])
+INLINE void weight_scales(__m256i top, float scale[8], float inv[8], int32_t any[8])
 {
-    __m256i top = _mm256_load_si256((const __m256i *)top_bits);
     __m256 largest = _mm256_castsi256_ps(top), by = _mm256_set1_ps(WEIGHT_LEVELS);
     __m256 number = _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_min_epu32(top, _mm256_set1_epi32(0x7f7fffff)), top));
     __m256 some = _mm256_and_ps(number, _mm256_cmp_ps(largest, _mm256_set1_ps(KQUANT_TINY), _CMP_NLT_UQ));
@@ -238,25 +234,65 @@ INLINE void weight_scales(const uint32_t top_bits[8], float scale[8], float inv[
     _mm256_store_ps((float *)any, some);
 }
 
+enum fold_by { FOLD_SUM, FOLD_MAX, FOLD_MAX_BITS };
+
+INLINE __m256 fold_two(__m256 a, __m256 b, enum fold_by by)
+{
+    switch (by) {
+    case FOLD_SUM: return _mm256_add_ps(a, b);
+    case FOLD_MAX: return _mm256_max_ps(a, b);
+    case FOLD_MAX_BITS: break;
+    }
+    return _mm256_castsi256_ps(_mm256_max_epu32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+}
+
+/* Lane i = v[i] folded in the order of lanes16: lane j with j + 4, then with j + 2, then with j + 1. All at once, since one alone is
+ * a chain of latencies that the processor can't look beyond. */
+INLINE __m256 fold_each(const __m256 v[8], enum fold_by by)
+{
+    __m256 w[4], x[2];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        w[i] = fold_two(_mm256_permute2f128_ps(v[i], v[i + 4], 0x20), _mm256_permute2f128_ps(v[i], v[i + 4], 0x31), by);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        __m256d a = _mm256_castps_pd(w[2 * i]), b = _mm256_castps_pd(w[2 * i + 1]);
+        x[i] = fold_two(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)), by);
+    }
+    return fold_two(_mm256_shuffle_ps(x[0], x[1], 0x88), _mm256_shuffle_ps(x[0], x[1], 0xdd), by);
+}
+
 /* What is one number a query is done for all of them in one register, and query by query within each step, so that one's
  * latencies hide behind another's. */
 static void soften(struct attend_scratch *s, const struct attend_block *b, const uint16_t *v_scale, bool first,
                    float c[ATTEND_LANES], float scale[ATTEND_LANES])
 {
-    _Alignas(32) uint32_t top_bits[8] = {0};
-    _Alignas(32) float inv[8];
+    _Alignas(32) float m[8] = {0}, l[8] = {0}, inv[8];
     _Alignas(32) int32_t any[8];
+    __m256 lanes[8], sums[8];
+    for (int i = b->n; i < 8; i++) lanes[i] = sums[i] = _mm256_setzero_ps();
     for (int i = 0; i < b->n; i++) {
         hide_unseen(s->p[i], b->seen[i]);
-        float top = highest(s->p[i], b->seen[i], *b->m[i]);
-        c[i] = *b->m[i] - top;
-        *b->m[i] = top;
+        m[i] = *b->m[i];
+        l[i] = *b->l[i];
+        lanes[i] = highest(s->p[i], b->seen[i], m[i]);
     }
-    _mm256_store_ps(c, first ? _mm256_setzero_ps() : exp8(_mm256_load_ps(c)));
-    for (int i = 0; i < b->n; i++)
-        *b->l[i] = fmaf(*b->l[i], c[i], weigh(s->p[i], v_scale, b->seen[i], *b->m[i], &top_bits[i]));
-    weight_scales(top_bits, scale, inv, any);
-    for (int i = 0; i < b->n; i++) to_integers(s->weight[i], s->p[i], b->seen[i], b->most, inv[i], any[i]);
+    __m256 before = _mm256_load_ps(m), top = _mm256_add_ps(fold_each(lanes, FOLD_MAX), _mm256_setzero_ps());
+    __m256 shrink = first ? _mm256_setzero_ps() : exp8(_mm256_sub_ps(before, top));
+    _mm256_store_ps(m, top);
+    _mm256_store_ps(c, shrink);
+    for (int i = 0; i < b->n; i++) {
+        __m256i tops;
+        weigh(s->p[i], v_scale, b->seen[i], m[i], &sums[i], &tops);
+        lanes[i] = _mm256_castsi256_ps(tops);
+    }
+    _mm256_store_ps(l, _mm256_fmadd_ps(_mm256_load_ps(l), shrink, fold_each(sums, FOLD_SUM)));
+    weight_scales(_mm256_castps_si256(fold_each(lanes, FOLD_MAX_BITS)), scale, inv, any);
+    for (int i = 0; i < b->n; i++) {
+        *b->m[i] = m[i];
+        *b->l[i] = l[i];
+        to_integers(s->weight[i], s->p[i], b->seen[i], b->most, inv[i], any[i]);
+    }
 }
 
 static const struct attend_kernel kernel = {

@@ -41,11 +41,10 @@ INLINE void store_rows(float *y, int first, int from, int to, __m256 v)
     for (int r = from; r < to && r < first + 8; r++) y[r] = lane[r - first];
 }
 
-/* kexp of kernels_math.h in each lane. */
-INLINE __m256 exp8(__m256 x)
+/* kexp of kernels_math.h in each lane, of what is at most KEXP_MAX. */
+INLINE __m256 exp8_capped(__m256 x)
 {
     __m256 below = _mm256_cmp_ps(x, _mm256_set1_ps(KEXP_MIN), _CMP_LT_OQ);
-    x = _mm256_min_ps(_mm256_set1_ps(KEXP_MAX), x); /* in this order a NaN stays */
     __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(KEXP_LOG2E)),
                                _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m256 r = _mm256_fmadd_ps(n, _mm256_set1_ps(-KEXP_LN2_HI), x);
@@ -60,6 +59,12 @@ INLINE __m256 exp8(__m256 x)
     __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     p = _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
     return _mm256_andnot_ps(below, p);
+}
+
+/* kexp of kernels_math.h in each lane. */
+INLINE __m256 exp8(__m256 x)
+{
+    return exp8_capped(_mm256_min_ps(_mm256_set1_ps(KEXP_MAX), x)); /* in this order a NaN stays */
 }
 
 /* lanes16 of kernels.h: lanes 0..7 in lo, 8..15 in hi. */
