@@ -78,7 +78,7 @@ static bool is_name(const char *name, size_t len)
 {
     if (len == 0 || len > MODEL_NAME_MAX) return false;
     for (size_t i = 0; i < len; i++)
-        if (!isalnum((unsigned char)name[i]) && !strchr("._-", name[i])) return false;
+        if (!isalnum((unsigned char)name[i]) && !memchr("._-", name[i], 3)) return false;
     return true;
 }
 

@@ -134,7 +134,7 @@ def test_without_a_model_directory_nothing_loads(model_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a\n", "ä", "x" * 65, "a:b", "a|b"])
+@pytest.mark.parametrize("name", ["", "a b", "a\n", "ä", "x" * 65, "a:b", "a|b", "\0", "a\0b"])
 def test_names_that_could_be_mistaken_are_refused(other: redis.Redis, name: str) -> None:
     assert "no model name" in error_of(other, "INFER.MODEL LOAD", name, "model.gguf")
 
