@@ -211,9 +211,6 @@ int cmd_model_info(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
     if (argc != 3) return RedisModule_WrongArity(ctx);
     struct reply_error err;
     struct arg_string name = args_string(argv, 2);
-    struct model_entry *m = registry_acquire(name.data, name.len, &err);
-    if (!m) return reply_error(ctx, &err);
-    reply_model(ctx, m);
-    registry_release(m);
+    if (registry_show(name.data, name.len, reply_entry, ctx, &err) < 0) return reply_error(ctx, &err);
     return REDISMODULE_OK;
 }

@@ -61,13 +61,19 @@ static void take_off(struct model_entry *m)
     free(m);
 }
 
-static struct model_entry *find_ready(const char *name, size_t len, struct reply_error *err)
+static struct model_entry *find_any(const char *name, size_t len, struct reply_error *err)
 {
     struct model_entry *m = find(name, len);
-    if (m && m->state == MODEL_READY) return m;
-    struct quoted q = quote(name, len);
-    if (!m) reply_fail(err, "NOMODEL", "no model '%s' is loaded: load it with INFER.MODEL LOAD", q.text);
-    else reply_fail(err, "NOMODEL", "model '%s' is not ready: it is %s", q.text, model_state_name(m->state));
+    if (!m)
+        reply_fail(err, "NOMODEL", "no model '%s' is loaded: load it with INFER.MODEL LOAD", quote(name, len).text);
+    return m;
+}
+
+static struct model_entry *find_ready(const char *name, size_t len, struct reply_error *err)
+{
+    struct model_entry *m = find_any(name, len, err);
+    if (!m || m->state == MODEL_READY) return m;
+    reply_fail(err, "NOMODEL", "model '%s' is not ready: it is %s", m->name, model_state_name(m->state));
     return NULL;
 }
 
@@ -223,6 +229,16 @@ int registry_each(void (*fn)(const struct model_entry *m, void *arg), void *arg)
     for (struct model_entry *m = registry.models; m; m = m->next, n++) fn(m, arg);
     unlock();
     return n;
+}
+
+int registry_show(const char *name, size_t len, void (*fn)(const struct model_entry *m, void *arg), void *arg,
+                  struct reply_error *err)
+{
+    lock();
+    struct model_entry *m = find_any(name, len, err);
+    if (m) fn(m, arg);
+    unlock();
+    return m ? 0 : -1;
 }
 
 /* ---- threads ---- */

@@ -4,7 +4,7 @@
  * use of it (registry_acquire, registry_release); unloading ends the engine's
  * requests and waits for the last use before the memory goes.
  *
- * Threads: begin_*, acquire, release, each and stop are the main thread's; finish_*
+ * Threads: begin_*, acquire, release, each, show and stop are the main thread's; finish_*
  * are called by a task (task.h), because they wait: for the disk, for a step of the engine,
  * for the main thread to let the last use go. One mutex guards the list; it is
  * never held across any of that. */
@@ -51,6 +51,9 @@ void registry_release(struct model_entry *m);
 
 /* Calls fn for each entry, in the order of loading, and returns their number. The list is locked meanwhile. */
 int registry_each(void (*fn)(const struct model_entry *m, void *arg), void *arg);
+/* Calls fn likewise for the entry of that name, whatever its state. -1 and *err (NOMODEL) if there is none. */
+int registry_show(const char *name, size_t len, void (*fn)(const struct model_entry *m, void *arg), void *arg,
+                  struct reply_error *err);
 
 /* infer.threads has changed: gives the runtime, if there is one, so many threads between two steps. */
 void registry_apply_threads(RedisModuleCtx *ctx);

@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -144,6 +145,27 @@ def test_a_name_is_taken_once(other: redis.Redis) -> None:
     assert "there is a model 'm' already" in error_of(other, "INFER.MODEL LOAD", "m", "model.gguf")
     other.execute_command("INFER.MODEL UNLOAD", "m")
     load(other, "model.gguf", "m")
+
+
+def test_info_tells_of_a_model_that_is_being_loaded(own: Server, other: redis.Redis) -> None:
+    def info_during_a_load() -> dict[str, Any]:
+        job = Background(own, "INFER.MODEL LOAD", "m", "model.gguf")
+        while True:
+            try:
+                info = as_map(other.execute_command("INFER.MODEL INFO", "m"))
+            except redis.ResponseError as error:
+                assert "no model 'm'" in str(error)  # not begun yet
+                continue
+            job.result()
+            other.execute_command("INFER.MODEL UNLOAD", "m")
+            return info
+
+    # A load may be over before it is asked for.
+    found = wait_until(
+        lambda: info if (info := info_during_a_load())["state"] != b"ready" else None,
+        "a load is met",
+    )
+    assert found == {"name": b"m", "state": b"loading"}
 
 
 @pytest.mark.parametrize(
