@@ -194,6 +194,7 @@ struct gathering {
     struct prompt_key before, between, after; /* key NULL: not given */
     size_t room;                              /* tokens that may still come from hits */
     bool any, full;                           /* a hit is in the prompt; the next one did not fit */
+    bool fatal;                               /* the error is not a hit's own */
     bool cluster;
     unsigned slot;
 };
@@ -249,7 +250,10 @@ static int append_hit(struct gathering *g, const struct prompt_key *k, int *n_to
         return 0;
     }
     int before = g->request->n_prompt;
-    if (separate && prompt_append_key(g->ctx, g->request, &g->between, err) < 0) return -1;
+    if (separate && prompt_append_key(g->ctx, g->request, &g->between, err) < 0) {
+        g->fatal = true;
+        return -1;
+    }
     if (prompt_append_key(g->ctx, g->request, k, err) < 0) {
         llm_request_truncate(g->request, before);
         return -1;
@@ -294,7 +298,7 @@ static int gather_hits(struct gathering *g, const struct search *s, struct retri
         source->element_len = h.element_len;
         source->score = h.score;
         if (g->full || gather_hit(g, &h, &source->n_tokens, err) == 0) continue;
-        if (!g->q->skip_bad) return -1;
+        if (!g->q->skip_bad || g->fatal) return -1;
         source->fault = copy_bytes(err->line, strlen(err->line));
         found->n_skipped++;
     }

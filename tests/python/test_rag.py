@@ -350,6 +350,11 @@ def test_without_faults_nothing_is_skipped(corpus: redis.Redis) -> None:
 def test_skipbad_is_for_hits_only(corpus: redis.Redis, option: str) -> None:
     says = "NOKEY key '{c}:gone' does not exist"
     assert rag_error(corpus, *QUERY, option, "{c}:gone", "SKIPBAD") == says
+    corpus.set("{c}:odd", b"12345")
+    corpus.set("{c}:alien", pack([1, 49152]))
+    for name, fault in (("{c}:odd", "5 bytes"), ("{c}:alien", "token 49152 at position 1")):
+        says = f"BADTOKENS key '{name}' holds {fault}"
+        assert rag_error(corpus, *QUERY, option, name, "SKIPBAD").startswith(says)
 
 
 DEEP = "[" * 100_000 + "]" * 100_000
