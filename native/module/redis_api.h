@@ -34,6 +34,8 @@ enum { /* OpenKey, StringDMA */
     REDISMODULE_OPEN_KEY_NOEXPIRE = 1 << 19, /* a key that has expired is missing, but is not deleted now */
 };
 
+enum { REDISMODULE_NO_EXPIRE = -1 }; /* GetExpire */
+
 enum { /* KeyType */
     REDISMODULE_KEYTYPE_EMPTY,
     REDISMODULE_KEYTYPE_STRING,
@@ -231,6 +233,7 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *ctx, void *privdata, R
     X(RedisModuleKey *, OpenKey, (RedisModuleCtx *, RedisModuleString *name, int mode))                           \
     X(void, CloseKey, (RedisModuleKey *))                                                                         \
     X(int, KeyType, (RedisModuleKey *))                                                                           \
+    X(long long, GetExpire, (RedisModuleKey *)) /* milliseconds left; REDISMODULE_NO_EXPIRE */                    \
     X(char *, StringDMA, (RedisModuleKey *, size_t *len, int mode))                                               \
     X(RedisModuleCallReply *, Call, (RedisModuleCtx *, const char *command, const char *format, ...))             \
     X(int, CallReplyType, (RedisModuleCallReply *))                                                               \

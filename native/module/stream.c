@@ -35,18 +35,26 @@ static RedisModuleString *number(RedisModuleCtx *ctx, long long value)
     return RedisModule_CreateString(ctx, digits, (size_t)snprintf(digits, sizeof digits, "%lld", value));
 }
 
-static int renew_expiry(RedisModuleCtx *ctx, struct stream *s, bool last, struct reply_error *err)
+/* The key may be another one than that of the last entry: made anew, or made to stay. */
+static bool expires(RedisModuleCtx *ctx, RedisModuleString *name)
+{
+    RedisModuleKey *key = RedisModule_OpenKey(ctx, name, REDISMODULE_READ);
+    bool result = key && RedisModule_GetExpire(key) != REDISMODULE_NO_EXPIRE;
+    if (key) RedisModule_CloseKey(key);
+    return result;
+}
+
+static int renew_expiry(RedisModuleCtx *ctx, struct stream *s, RedisModuleString *name, bool last,
+                        struct reply_error *err)
 {
     uint64_t now = platform_now_us();
     if (s->ttl_ms == 0) return 0;
-    if (!last && s->renewed_us && now - s->renewed_us < (uint64_t)s->ttl_ms * 1000 / 2) return 0;
+    bool recent = s->renewed_us && now - s->renewed_us < (uint64_t)s->ttl_ms * 1000 / 2;
+    if (!last && recent && expires(ctx, name)) return 0;
     s->renewed_us = now;
-    RedisModuleString *argv[] = {
-        RedisModule_CreateString(ctx, s->key, s->key_len),
-        number(ctx, s->ttl_ms),
-    };
+    RedisModuleString *argv[] = {name, number(ctx, s->ttl_ms)};
     int result = store_call(ctx, STORE_ALWAYS, "STREAM", "PEXPIRE", argv, 2, err);
-    for (size_t i = 0; i < 2; i++) RedisModule_FreeString(ctx, argv[i]);
+    RedisModule_FreeString(ctx, argv[1]);
     return result;
 }
 
@@ -67,6 +75,7 @@ int stream_add(RedisModuleCtx *ctx, struct stream *s, const struct stream_field 
         argv[n++] = RedisModule_CreateString(ctx, fields[i].bytes, fields[i].len);
     }
     int result = store_call(ctx, last ? STORE_ALWAYS : STORE_WITHIN_MEMORY, "STREAM", "XADD", argv, n, err);
+    if (result == 0) result = renew_expiry(ctx, s, argv[0], last, err);
     for (size_t i = 0; i < n; i++) RedisModule_FreeString(ctx, argv[i]);
-    return result < 0 ? -1 : renew_expiry(ctx, s, last, err);
+    return result;
 }

@@ -25,8 +25,8 @@ struct stream_field {
 };
 enum { STREAM_MAX_FIELDS = 12 };
 
-/* Adds an entry, trims to max_len, and sets the expiry where half of ttl_ms has passed since it was last set. The last entry
- * always sets it, and is written over maxmemory too: it is small, and who reads shall learn how it ended.
+/* Adds an entry, trims to max_len, and sets the expiry where the key has none, or half of ttl_ms has passed since it was last
+ * set. The last entry always sets it, and is written over maxmemory too: it is small, and who reads shall learn how it ended.
  * -1 and *err if it can't be written (WRONGTYPE: the key holds something else by now). */
 int stream_add(RedisModuleCtx *ctx, struct stream *s, const struct stream_field *fields, int n_fields, bool last,
                struct reply_error *err);

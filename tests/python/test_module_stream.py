@@ -134,6 +134,20 @@ def test_ttl_is_counted_from_the_last_entry(client: redis.Redis) -> None:
     wait_until(lambda: not client.exists("short"), "the stream expires")
 
 
+@pytest.mark.parametrize("lose", [redis.Redis.delete, redis.Redis.persist])
+def test_a_stream_that_lost_its_ttl_gets_it_with_the_next_entry(
+    client: redis.Redis, lose: Callable[[redis.Redis, str], Any]
+) -> None:
+    request = start(client, "TTL", 1000000)
+    lose(client, "s")
+    newest = entries(client)[-1:]
+    wait_until(lambda: client.exists("s") and entries(client)[-1:] != newest, "the next entry")
+    ttl = client.pttl("s")
+    client.execute_command("INFER.CANCEL", request)
+    assert_idle(client)
+    assert 0 < ttl <= 1000000
+
+
 def test_without_ttl_a_streams_own_expiry_stays(client: redis.Redis) -> None:
     client.xadd("s", {"earlier": "entry"})
     client.pexpire("s", 500000)
