@@ -10,10 +10,10 @@
 #include "platform.h"
 #include "prompt.h"
 
+/* What is not given stays as it is in *a. */
 static int parse(RedisModuleString **argv, int argc, struct arg_prompt *prompt, struct generation_args *a,
                  struct reply_error *err)
 {
-    generation_defaults(a);
     if (args_prompt(argv, argc, prompt, err) < 0) return -1;
     struct option_set set = {generation_options, a, 0};
     return args_options(&set, 1, argv, argc, prompt->next, err);
@@ -23,10 +23,9 @@ static int parse(RedisModuleString **argv, int argc, struct arg_prompt *prompt, 
 static int report_keys(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
 {
     if (argc < 4) return REDISMODULE_OK;
-    struct arg_prompt prompt;
-    struct generation_args a;
+    struct arg_prompt prompt = {.n_keys = 0};
+    struct generation_args a = {0}; /* without defaults: they cost a random number */
     struct reply_error err;
-    prompt.n_keys = 0;
     (void)parse(argv, argc, &prompt, &a, &err);
     for (int i = 0; i < prompt.n_keys; i++)
         RedisModule_KeyAtPosWithFlags(ctx, prompt.first_key + i, REDISMODULE_CMD_KEY_RO | REDISMODULE_CMD_KEY_ACCESS);
@@ -44,6 +43,7 @@ int cmd_generate(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
     struct arg_prompt prompt;
     struct generation_args a;
     struct reply_error err;
+    generation_defaults(&a);
     if (parse(argv, argc, &prompt, &a, &err) < 0) return reply_error(ctx, &err);
     struct job *j = generation_create(ctx, command, &prompt.model, &a, &err);
     if (!j) return reply_error(ctx, &err);

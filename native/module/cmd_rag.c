@@ -78,10 +78,9 @@ static int parse_vector(RedisModuleString **argv, int argc, struct rag_args *a, 
     return 0;
 }
 
+/* What is not given stays as it is in *a. */
 static int parse(RedisModuleString **argv, int argc, struct rag_args *a, struct reply_error *err)
 {
-    *a = (struct rag_args){.top_n = DEFAULT_TOP_N};
-    generation_defaults(&a->generation);
     if (parse_vector(argv, argc, a, err) < 0) return -1;
     struct option_set sets[] = {{options, a, 0}, {generation_options, &a->generation, 0}};
     return args_options(sets, 2, argv, argc, VECTOR + a->vector_words, err);
@@ -90,7 +89,7 @@ static int parse(RedisModuleString **argv, int argc, struct rag_args *a, struct 
 static int report_keys(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
 {
     if (argc < LEAST_ARGS) return REDISMODULE_OK;
-    struct rag_args a;
+    struct rag_args a = {0}; /* without defaults: they cost a random number */
     struct reply_error err;
     (void)parse(argv, argc, &a, &err);
     enum { READS = REDISMODULE_CMD_KEY_RO | REDISMODULE_CMD_KEY_ACCESS };
@@ -155,7 +154,8 @@ static int reply(RedisModuleCtx *ctx, struct job *j)
 static RedisModuleString **kept_strings(struct rag *rag, int i)
 {
     struct retrieve_query *q = &rag->query;
-    RedisModuleString **const all[] = {&q->vset, &q->filter, &q->attribute, &q->before, &q->between, &q->after, &q->tokens};
+    RedisModuleString **const all[] = {&q->model,  &q->vset,    &q->filter, &q->attribute,
+                                       &q->before, &q->between, &q->after,  &q->tokens};
     return i < (int)(sizeof all / sizeof *all) ? all[i] : NULL;
 }
 
@@ -200,6 +200,7 @@ static struct rag *create_rag(RedisModuleString **argv, const struct rag_args *a
 {
     struct rag *rag = RedisModule_Calloc(1, sizeof *rag);
     rag->query = (struct retrieve_query){
+        .model = argv[MODEL],
         .vset = argv[VSET],
         .vector = argv + VECTOR,
         .n_vector = a->vector_words,
@@ -320,8 +321,9 @@ int cmd_rag(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
     if (argc < LEAST_ARGS) return RedisModule_WrongArity(ctx);
 
     static const char command[] = "INFER.RAG";
-    struct rag_args a;
+    struct rag_args a = {.top_n = DEFAULT_TOP_N};
     struct reply_error err;
+    generation_defaults(&a.generation);
     if (parse(argv, argc, &a, &err) < 0) return reply_error(ctx, &err);
     struct arg_string model = args_string(argv, MODEL);
     struct job *j = generation_create(ctx, command, &model, &a.generation, &err);

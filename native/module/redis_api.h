@@ -247,7 +247,7 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *ctx, void *privdata, R
     X(RedisModuleString *, GetClientUserNameById, (RedisModuleCtx *, uint64_t id))                                \
     X(RedisModuleUser *, GetModuleUserFromUserName, (RedisModuleString *name))                                    \
     X(int, FreeModuleUser, (RedisModuleUser *))                                                                   \
-    X(int, ACLCheckKeyPermissions, (RedisModuleUser *, RedisModuleString *key, int flags))                        \
+    X(int, ACLCheckCommandPermissions, (RedisModuleUser *, RedisModuleString **argv, int argc))                   \
     X(int, ACLAddLogEntry, (RedisModuleCtx *, RedisModuleUser *, RedisModuleString *object, int reason))          \
     /* replies */                                                                                                 \
     X(int, ReplyWithError, (RedisModuleCtx *, const char *))                                                      \

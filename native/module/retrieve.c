@@ -186,10 +186,14 @@ int retrieve_allowed(RedisModuleCtx *ctx, const struct retrieve_query *q, struct
 
 /* ---- gathering ---- */
 
+/* A command that names a token key, for the user's ACL to be asked about. */
+enum { ASK_COMMAND, ASK_MODEL, ASK_VSET, ASK_ELE, ASK_ELEMENT, ASK_BEFORE, ASK_KEY, ASK_WORDS };
+
 struct gathering {
     RedisModuleCtx *ctx;
     const struct retrieve_query *q;
     RedisModuleUser *user;
+    RedisModuleString *ask[ASK_WORDS]; /* [ASK_KEY] changes */
     struct llm_request *request;
     struct prompt_key before, between, after; /* key NULL: not given */
     size_t room;                              /* tokens that may still come from hits */
@@ -199,13 +203,37 @@ struct gathering {
     unsigned slot;
 };
 
+static void prepare_ask(struct gathering *g)
+{
+    static const char *const words[ASK_WORDS] = {
+        [ASK_COMMAND] = "INFER.RAG", [ASK_ELE] = "ELE", [ASK_ELEMENT] = "", [ASK_BEFORE] = "BEFORE"};
+    for (int i = 0; i < ASK_WORDS; i++)
+        if (words[i]) g->ask[i] = RedisModule_CreateString(NULL, words[i], strlen(words[i]));
+    g->ask[ASK_MODEL] = g->q->model;
+    g->ask[ASK_VSET] = g->q->vset;
+}
+
+static void free_ask(struct gathering *g)
+{
+    static const int made[] = {ASK_COMMAND, ASK_ELE, ASK_ELEMENT, ASK_BEFORE};
+    for (size_t i = 0; i < sizeof made / sizeof *made; i++) RedisModule_FreeString(NULL, g->ask[made[i]]);
+}
+
+/* As if the command named the key. Whether the user may read it in whatever command is another question: of his selectors,
+ * those count that let him run this one. */
+static bool may_read(struct gathering *g, RedisModuleString *key)
+{
+    g->ask[ASK_KEY] = key;
+    return RedisModule_ACLCheckCommandPermissions(g->user, g->ask, ASK_WORDS) == REDISMODULE_OK;
+}
+
 /* Opens a token key for the calling user. From inside, opening has no effect on the keyspace: a key that has expired
  * is missing, and Redis deletes it in its own time. */
 static int open_key(struct gathering *g, RedisModuleString *name, const struct quoted *of, struct prompt_key *k,
                     struct reply_error *err)
 {
     enum { MODE = REDISMODULE_READ | REDISMODULE_OPEN_KEY_NOEXPIRE | REDISMODULE_OPEN_KEY_NONOTIFY };
-    if (RedisModule_ACLCheckKeyPermissions(g->user, name, REDISMODULE_CMD_KEY_ACCESS) != REDISMODULE_OK) {
+    if (!may_read(g, name)) {
         RedisModule_ACLAddLogEntry(g->ctx, g->user, name, REDISMODULE_ACL_LOG_KEY);
         return reply_fail(err, "NOPERM", "the user may not read key '%s'%s%s%s", quote_string(name).text,
                           of ? " of element '" : "", of ? of->text : "", of ? "'" : "");
@@ -349,7 +377,9 @@ int retrieve(RedisModuleCtx *ctx, const struct retrieve_query *q, RedisModuleUse
         struct gathering g = {.ctx = ctx, .q = q, .user = user, .request = r};
         g.cluster = RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_CLUSTER;
         if (g.cluster && RedisModule_ClusterKeySlot) g.slot = RedisModule_ClusterKeySlot(q->vset);
+        prepare_ask(&g);
         result = gather(&g, &s, found, err);
+        free_ask(&g);
         if (g.before.key) prompt_key_close(&g.before);
         if (g.between.key) prompt_key_close(&g.between);
         if (g.after.key) prompt_key_close(&g.after);

@@ -16,7 +16,7 @@
 #include "reply.h"
 
 struct retrieve_query { /* strings are the caller's; NULL: not given */
-    RedisModuleString *vset;
+    RedisModuleString *model, *vset; /* model: the one that generates */
     RedisModuleString **vector; /* VSIM's words for it: ELE element, FP32 blob, VALUES n v ... */
     int n_vector;
     int top_n, ef;              /* ef 0: VSIM's own choice */

@@ -459,6 +459,19 @@ def test_a_key_that_the_user_may_not_read_stays_unread(
     )
 
 
+def test_a_key_that_the_user_may_read_with_other_commands_only_stays_unread(
+    limited: redis.Redis, corpus: redis.Redis
+) -> None:
+    corpus.execute_command("ACL", "SETUSER", "limited", "(+get %R~{c}:secret)")
+    corpus.set("{c}:secret", pack(PROMPT))
+    corpus.execute_command("VSETATTR", VSET, "e1", json.dumps({"tokens": "{c}:secret"}))
+    assert limited.get("{c}:secret") == pack(PROMPT)
+    with pytest.raises(redis.exceptions.NoPermissionError, match="may not read key"):
+        rag(limited, *QUERY, *BRIEF)
+    corpus.execute_command("ACL", "SETUSER", "limited", f"(+infer.rag|{MODEL} ~{{c}}:*)")
+    assert used(rag(limited, *QUERY, "TOPN", 2, *BRIEF)) == [("e0", 5), ("e1", len(PROMPT))]
+
+
 @pytest.mark.parametrize(
     "args",
     [
