@@ -221,20 +221,16 @@ static struct rag *create_rag(RedisModuleString **argv, const struct rag_args *a
 
 /* ---- search and gathering ---- */
 
-/* The name of the user whose rights count, to be freed; NULL if there is none. */
-static RedisModuleString *calling_user(RedisModuleCtx *ctx)
+/* The name of the user whose rights count, to be freed. NULL and *err. */
+static RedisModuleString *calling_user(RedisModuleCtx *ctx, struct reply_error *err)
 {
-    /* By the client's id, since asking a context without a user for its name ends the server; a
-     * script's client has no id that could be looked up, but always a user. */
-    return RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_LUA
-               ? RedisModule_GetCurrentUserName(ctx)
-               : RedisModule_GetClientUserNameById(ctx, RedisModule_GetClientId(ctx));
+    return retrieve_possible(ctx, err) < 0 ? NULL : RedisModule_GetCurrentUserName(ctx);
 }
 
 static int retrieve_as(RedisModuleCtx *ctx, RedisModuleString *name, struct job *j, struct reply_error *err)
 {
     struct rag *rag = j->own;
-    RedisModuleUser *user = name ? RedisModule_GetModuleUserFromUserName(name) : NULL;
+    RedisModuleUser *user = RedisModule_GetModuleUserFromUserName(name);
     if (!user) return reply_fail(err, "NOPERM", "the user of the command does not exist any more");
     if (RedisModule_SetContextUser) RedisModule_SetContextUser(ctx, user);
     int result = retrieve(ctx, &rag->query, user, j->request, &rag->found, err);
@@ -257,7 +253,8 @@ static int prepare_embed(RedisModuleCtx *ctx, RedisModuleString **argv, struct j
     rag->embed = embed_request_create(rag->embedder->engine, &core);
     if (!rag->embed) return reply_fail_core(err, &core);
     keep_strings(rag);
-    rag->user = calling_user(ctx);
+    rag->user = calling_user(ctx, err);
+    if (!rag->user) return -1;
     rag->vector[0] = RedisModule_CreateString(NULL, vector_form, sizeof vector_form - 1);
     rag->vector[1] = RedisModule_CreateString(NULL, "", 0);
     rag->query.vector = rag->vector;
@@ -337,8 +334,8 @@ int cmd_rag(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
     if (a.embed) {
         result = prepare_embed(ctx, argv, j, &err);
     } else {
-        RedisModuleString *user = calling_user(ctx);
-        result = retrieve_as(ctx, user, j, &err);
+        RedisModuleString *user = calling_user(ctx, &err);
+        result = user ? retrieve_as(ctx, user, j, &err) : -1;
         if (user) RedisModule_FreeString(ctx, user);
     }
     if (result < 0) {

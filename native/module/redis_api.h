@@ -244,7 +244,6 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *ctx, void *privdata, R
     X(int, AvoidReplicaTraffic, (void))                                                                           \
     /* users */                                                                                                   \
     X(RedisModuleString *, GetCurrentUserName, (RedisModuleCtx *)) /* not where the client has no user */         \
-    X(RedisModuleString *, GetClientUserNameById, (RedisModuleCtx *, uint64_t id))                                \
     X(RedisModuleUser *, GetModuleUserFromUserName, (RedisModuleString *name))                                    \
     X(int, FreeModuleUser, (RedisModuleUser *))                                                                   \
     X(int, ACLCheckCommandPermissions, (RedisModuleUser *, RedisModuleString **argv, int argc))                   \

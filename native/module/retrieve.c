@@ -174,6 +174,19 @@ static struct hit hit_at(const struct search *s, size_t i)
     return h;
 }
 
+int retrieve_possible(RedisModuleCtx *ctx, struct reply_error *err)
+{
+    /* As ctx's user. Where there is one and the command too, it fails for want of arguments. */
+    errno = 0;
+    RedisModuleCallReply *reply = RedisModule_Call(ctx, "VSIM", "C");
+    int error = errno;
+    if (reply) RedisModule_FreeCallReply(reply);
+    errno = error;
+    if (error == ENOTSUP)
+        return reply_fail(err, "NOPERM", "nobody's rights say what may be read: another module runs the command, for no user");
+    return error == ENOENT ? fail_no_reply(err) : 0;
+}
+
 int retrieve_allowed(RedisModuleCtx *ctx, const struct retrieve_query *q, struct reply_error *err)
 {
     /* D: every check that comes before the command, and not the command. */

@@ -48,6 +48,10 @@ struct retrieved { /* begins zeroed; retrieve_free ends it */
 int retrieve(RedisModuleCtx *ctx, const struct retrieve_query *q, RedisModuleUser *user, struct llm_request *r,
              struct retrieved *found, struct reply_error *err);
 
+/* Whether the server can search, and ctx has a user: where it has none, asking for his name ends older servers.
+ * -1 and *err. */
+int retrieve_possible(RedisModuleCtx *ctx, struct reply_error *err);
+
 /* Whether ctx's user can search the query's vector set, without doing it: the vector may be missing yet. -1 and *err. */
 int retrieve_allowed(RedisModuleCtx *ctx, const struct retrieve_query *q, struct reply_error *err);
 

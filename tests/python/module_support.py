@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import socket
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -163,6 +166,25 @@ def own_server(model_path: Any, **options: Any) -> Iterator[Server]:
     with Server(model_dir=model_path.parent, threads=1, **options) as server:
         with server.client(socket_timeout=None) as client:
             load(client, model_path.name)
+        yield server
+
+
+@contextlib.contextmanager
+def server_with_plain_call(model_path: Path, folder: Path) -> Iterator[Server]:
+    """Like own_server, with PLAIN.CALL: a module that runs commands for no user."""
+    here = Path(__file__).resolve().parent
+    module = here.parents[1] / "native" / "module"
+    sources = (here / "data" / "plain_call.c", module / "redis_api.c")
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        pytest.skip("no C compiler")
+    built = folder / "plain_call.so"
+    subprocess.run([compiler, "-shared", "-fPIC", f"-I{module}", "-o", built, *sources], check=True)
+    with (
+        own_server(model_path, config={"enable-module-command": "yes"}) as server,
+        server.client() as client,
+    ):
+        client.execute_command("MODULE LOAD", str(built))
         yield server
 
 

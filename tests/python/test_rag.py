@@ -30,6 +30,7 @@ from module_support import (
     own_server,
     pack,
     requests,
+    server_with_plain_call,
     wait_until,
     wait_until_admitted,
 )
@@ -963,6 +964,21 @@ def test_with_async_multi_and_scripts_may_retrieve_with_the_rights_of_their_user
     with pytest.raises(redis.ResponseError, match=re.escape("may not read key '{c}:secret'")):
         run()
     assert_idle(corpus)
+
+
+def test_a_call_for_no_user_is_refused(model_path: Path, tmp_path: Path) -> None:
+    with server_with_plain_call(model_path, tmp_path) as server, server.client() as client:
+        command = ("INFER.RAG", MODEL, VSET, *QUERY, "STORE", "{c}:out", "ASYNC", *BRIEF)
+        script = ("EVAL", "return redis.call(unpack(ARGV))", 0)
+        for call in (("PLAIN.CALL", *script, *command), ("PLAIN.CALL", *command)):
+            with pytest.raises(redis.exceptions.NoPermissionError, match="for no user"):
+                client.execute_command(*call)
+        if not has_vector_sets(client):
+            return
+        client.set(key(0), pack(chunk(0)))
+        add(client, "e0", 0.0, {"tokens": key(0)})
+        assert client.execute_command(*script, *command) > 0
+        wait_until(lambda: client.exists("{c}:out"), "the answer is stored")
 
 
 def test_the_request_is_listed_and_cancelled_under_its_name(
