@@ -178,7 +178,8 @@ static const struct command commands[] = {
     {"infer.model|info", cmd_model_info, "readonly fast allow-stale", "read fast",
      INFO(.summary = "Describes a model.", .complexity = "O(1)", .tips = "nondeterministic_output", .arity = 3,
           .args = name_args)},
-    /* may-replicate for STREAM and STORE, which write after the command. */
+    /* may-replicate for STREAM and STORE, which write after the command. In @read although they can: whoever may only
+     * read shall generate, and those options ask for more (store_allowed). */
     {"infer.generate", cmd_generate, "readonly may-replicate blocking getkeys-api no-mandatory-keys",
      "read write slow blocking",
      INFO(.summary = "Generates tokens after a prompt of tokens.",

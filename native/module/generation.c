@@ -86,7 +86,7 @@ static int check(RedisModuleCtx *ctx, const char *command, const struct generati
         return reply_fail(err, "ERR", "LOGPROBS with ASYNC needs STREAM: STORE keeps tokens only");
     if (stream->data && store->data && stream->len == store->len && memcmp(stream->data, store->data, store->len) == 0)
         return reply_fail(err, "ERR", "STREAM and STORE are the same key '%s'", quote(store->data, store->len).text);
-    if (store->data && store_allowed(ctx, "STORE", err) < 0) return -1;
+    if (store->data && store_check(ctx, store->data, store->len, err) < 0) return -1;
     return stream->data ? stream_check(ctx, stream, err) : 0;
 }
 

@@ -61,7 +61,8 @@ enum { /* GetContextFlags */
     REDISMODULE_CTX_FLAGS_SLAVE = 1 << 3,
     REDISMODULE_CTX_FLAGS_READONLY = 1 << 4,
     REDISMODULE_CTX_FLAGS_CLUSTER = 1 << 5,
-    REDISMODULE_CTX_FLAGS_OOM = 1 << 10,
+    REDISMODULE_CTX_FLAGS_EVICT = 1 << 9, /* a full memory is made room in */
+    REDISMODULE_CTX_FLAGS_OOM = 1 << 10,  /* also while keys are being evicted */
     REDISMODULE_CTX_FLAGS_DENY_BLOCKING = 1 << 21,
 };
 

@@ -5,14 +5,43 @@
 #include <stdio.h>
 #include <string.h>
 
-int store_allowed(RedisModuleCtx *ctx, const char *option, struct reply_error *err)
+/* Redis' answer, which it may have none of. Frees it. */
+static int take_reply(RedisModuleCallReply *reply, const char *option, RedisModuleString *key, struct reply_error *err)
+{
+    int result = 0;
+    if (reply && RedisModule_CallReplyType(reply) == REDISMODULE_REPLY_ERROR) {
+        char what[128];
+        snprintf(what, sizeof what, "%s '%s'", option, quote_string(key).text);
+        result = reply_fail_call(err, what, reply);
+    }
+    if (reply) RedisModule_FreeCallReply(reply);
+    return result;
+}
+
+/* Before Redis 7.2, which lets nobody ask. Its users have our commands by name only. */
+static int allowed_by_flags(RedisModuleCtx *ctx, const char *option, struct reply_error *err)
 {
     int flags = RedisModule_GetContextFlags(ctx);
     if ((flags & REDISMODULE_CTX_FLAGS_SLAVE) && (flags & REDISMODULE_CTX_FLAGS_READONLY))
         return reply_fail(err, "READONLY", "%s is a write, and this server is a read only replica", option);
-    if (flags & REDISMODULE_CTX_FLAGS_OOM)
+    if ((flags & REDISMODULE_CTX_FLAGS_OOM) && !(flags & REDISMODULE_CTX_FLAGS_EVICT))
         return reply_fail(err, "OOM", "%s is a write, and used memory > 'maxmemory'", option);
     return 0;
+}
+
+int store_allowed(RedisModuleCtx *ctx, const char *option, const char *command, RedisModuleString **argv, size_t argc,
+                  struct reply_error *err)
+{
+    if (!RedisModule_SetCommandACLCategories) return allowed_by_flags(ctx, option, err);
+    /* D: every check that comes before the command, and not the command; C as the calling user; the rest as in
+     * store_call. */
+    errno = 0;
+    RedisModuleCallReply *reply = RedisModule_Call(ctx, command, "DCEMSv", argv, argc);
+    if (reply && errno == ENOTSUP) { /* there is no user: another module calls us, and may do everything */
+        RedisModule_FreeCallReply(reply);
+        reply = RedisModule_Call(ctx, command, "DEMSv", argv, argc);
+    }
+    return take_reply(reply, option, argv[0], err);
 }
 
 bool store_paused(void)
@@ -27,15 +56,15 @@ int store_call(RedisModuleCtx *ctx, enum store_when when, const char *option, co
      * read only replica, with a failing disk or with too few replicas. */
     RedisModuleCallReply *reply =
         RedisModule_Call(ctx, command, when == STORE_ALWAYS ? "!ESv" : "!EMSv", argv, argc);
-    struct quoted key = quote_string(argv[0]);
-    if (!reply) return reply_fail(err, "ERR", "%s '%s': %s", option, key.text, strerror(errno));
-    int result = 0;
-    if (RedisModule_CallReplyType(reply) == REDISMODULE_REPLY_ERROR) {
-        char what[128];
-        snprintf(what, sizeof what, "%s '%s'", option, key.text);
-        result = reply_fail_call(err, what, reply);
-    }
-    RedisModule_FreeCallReply(reply);
+    if (!reply) return reply_fail(err, "ERR", "%s '%s': %s", option, quote_string(argv[0]).text, strerror(errno));
+    return take_reply(reply, option, argv[0], err);
+}
+
+int store_check(RedisModuleCtx *ctx, const char *key, size_t key_len, struct reply_error *err)
+{
+    RedisModuleString *argv[] = {RedisModule_CreateString(ctx, key, key_len), RedisModule_CreateString(ctx, "", 0)};
+    int result = store_allowed(ctx, "STORE", "SET", argv, 2, err);
+    for (size_t i = 0; i < 2; i++) RedisModule_FreeString(ctx, argv[i]);
     return result;
 }
 

@@ -10,23 +10,26 @@
 #include <stdio.h>
 #include <string.h>
 
-int stream_check(RedisModuleCtx *ctx, const struct arg_string *arg, struct reply_error *err)
-{
-    if (store_allowed(ctx, "STREAM", err) < 0) return -1;
-    RedisModuleString *name = RedisModule_CreateString(ctx, arg->data, arg->len);
-    RedisModuleKey *key = RedisModule_OpenKey(ctx, name, REDISMODULE_READ);
-    int type = key ? RedisModule_KeyType(key) : REDISMODULE_KEYTYPE_EMPTY;
-    if (key) RedisModule_CloseKey(key);
-    RedisModule_FreeString(ctx, name);
-    if (type != REDISMODULE_KEYTYPE_EMPTY && type != REDISMODULE_KEYTYPE_STREAM)
-        return reply_fail(err, "WRONGTYPE", "STREAM '%s': the key holds something other than a stream",
-                          quote(arg->data, arg->len).text);
-    return 0;
-}
-
 static RedisModuleString *text(RedisModuleCtx *ctx, const char *s)
 {
     return RedisModule_CreateString(ctx, s, strlen(s));
+}
+
+int stream_check(RedisModuleCtx *ctx, const struct arg_string *arg, struct reply_error *err)
+{
+    RedisModuleString *name = RedisModule_CreateString(ctx, arg->data, arg->len);
+    RedisModuleString *argv[] = {name, text(ctx, "*"), text(ctx, "i"), text(ctx, "0")};
+    int result = store_allowed(ctx, "STREAM", "XADD", argv, 4, err);
+    if (result == 0) {
+        RedisModuleKey *key = RedisModule_OpenKey(ctx, name, REDISMODULE_READ);
+        int type = key ? RedisModule_KeyType(key) : REDISMODULE_KEYTYPE_EMPTY;
+        if (key) RedisModule_CloseKey(key);
+        if (type != REDISMODULE_KEYTYPE_EMPTY && type != REDISMODULE_KEYTYPE_STREAM)
+            result = reply_fail(err, "WRONGTYPE", "STREAM '%s': the key holds something other than a stream",
+                                quote(arg->data, arg->len).text);
+    }
+    for (size_t i = 0; i < 4; i++) RedisModule_FreeString(ctx, argv[i]);
+    return result;
 }
 
 static RedisModuleString *number(RedisModuleCtx *ctx, long long value)

@@ -20,6 +20,7 @@ from module_support import (
     long_generation,
     own_cluster,
     pack,
+    server_with_plain_call,
     wait_until,
 )
 from redis_infer.server import Server
@@ -78,10 +79,10 @@ def test_faulty_arguments_name_no_keys_beyond_them(client: redis.Redis) -> None:
 
 @pytest.fixture
 def limited(client: redis.Redis, server: Server, loaded: object) -> Iterator[redis.Redis]:
-    """May run everything that reads and INFER.GENERATE, read r:*, write w:*."""
+    """May run everything that reads, INFER.GENERATE, SET and XADD, read r:*, write w:*."""
     client.execute_command(
         "ACL", "SETUSER", "limited", "reset", "on", ">secret", "+@read", "+infer.generate",
-        "+infer.score", "%R~r:*", "%W~w:*",
+        "+infer.score", "+set", "+xadd", "%R~r:*", "%W~w:*",
     )  # fmt: skip
     client.mset({"r:p": pack(PROMPT), "other": pack(PROMPT)})
     with server.client(username="limited", password="secret") as connected:
@@ -118,6 +119,40 @@ def test_a_user_without_permission_for_a_key_is_refused(
     with pytest.raises(redis.exceptions.NoPermissionError):
         limited.execute_command(*args)
     assert client.get("other") == pack(PROMPT)
+
+
+@pytest.mark.needs_redis(7, 2)  # before, module commands have no ACL categories
+def test_a_user_who_may_only_read_writes_nothing(
+    client: redis.Redis, server: Server, loaded: object
+) -> None:
+    client.execute_command(
+        "ACL", "SETUSER", "reader", "reset", "on", ">secret", "+@read", "+eval", "~*"
+    )
+    client.mset({"p": pack(PROMPT), "mine": "still there"})
+    command = ("INFER.GENERATE", MODEL, 1, "p", "MAXTOKENS", 2)
+    script = ("EVAL", "return redis.call(unpack(ARGV))", 0)
+    with server.client(username="reader", password="secret") as reader:
+        assert generate(reader, *command[1:])["output_tokens"] == 2
+        for option, needed in (("STORE", "set"), ("STREAM", "xadd")):
+            for call in (command, (*script, *command, "ASYNC")):
+                with pytest.raises(redis.exceptions.NoPermissionError, match=f"'{needed}' command"):
+                    reader.execute_command(*call, option, "mine")
+        assert client.get("mine") == b"still there"
+        client.execute_command("ACL", "SETUSER", "reader", "+set")
+        made = generate(reader, *command[1:], "STORE", "mine")
+        assert client.get("mine") == made["tokens"]
+    assert client.acl_log()[0]["object"] == "xadd"
+    client.execute_command("ACL", "DELUSER", "reader")
+
+
+def test_a_module_that_calls_for_no_user_may_write(model_path: Path, tmp_path: Path) -> None:
+    with server_with_plain_call(model_path, tmp_path) as server, server.client() as client:
+        command = ("INFER.GENERATE", MODEL, 0, "TOKENS", pack(PROMPT), "MAXTOKENS", 2, "ASYNC")
+        for i, script in enumerate(((), ("EVAL", "return redis.call(unpack(ARGV))", 0))):
+            output = ("STORE", f"out{i}", "STREAM", f"s{i}")
+            client.execute_command("PLAIN.CALL", *script, *command, *output)
+            wait_until(lambda name=f"s{i}": client.xlen(name) == 3, "the stream is complete")
+            assert client.strlen(f"out{i}") == 8
 
 
 @pytest.mark.needs_redis(7, 2)  # before, module commands have no ACL categories

@@ -325,7 +325,9 @@ def test_a_stream_that_is_deleted_is_made_anew(
 def test_a_stream_obeys_maxmemory_and_says_so(server: Server, client: redis.Redis) -> None:
     try:
         client.config_set("maxmemory", 1)
-        assert error_of(client, *BASE, "STREAM", "s").startswith("STREAM is a write")
+        for option in ("STREAM", "STORE"):
+            says = error_of(client, *BASE, option, "s")
+            assert says.startswith(option) and "used memory > 'maxmemory'" in says
         client.config_set("maxmemory", 0)
         job = long_generation(server, "STREAM", "s")
         client.config_set("maxmemory", 1)
@@ -336,6 +338,43 @@ def test_a_stream_obeys_maxmemory_and_says_so(server: Server, client: redis.Redi
     assert last["finish_reason"] == b"error"
     assert last["error"].startswith(b"OOM STREAM 's'")
     assert_idle(client)
+
+
+def test_output_is_written_while_keys_are_evicted(client: redis.Redis) -> None:
+    filler = "for i = 1, 10000 do redis.call('SET', 'filler:' .. i, ARGV[1], 'EX', 1000) end"
+    client.eval(filler, 0, b"x" * 1000)
+    limit = client.info("memory")["used_memory"] - 3000000
+    # Each command evicts a few keys and leaves it at that.
+    settings = {"maxmemory-policy": "volatile-ttl", "maxmemory-eviction-tenacity": 0}
+    before = {name: client.config_get(name)[name] for name in settings}
+    try:
+        for name, value in settings.items():
+            client.config_set(name, value)
+        with client.pipeline(transaction=False) as at_once:  # before more are evicted
+            at_once.config_set("maxmemory", limit)
+            at_once.set("first", 1)
+            at_once.execute_command(*BASE, "MAXTOKENS", 3, "STREAM", "s", "STORE", "out", "ASYNC")
+            at_once.set("then", 1)
+            at_once.info("memory")
+            *_, memory = at_once.execute()
+        assert memory["used_memory"] > limit, "it was still above the limit"
+        assert last_entry(client)["finish_reason"] == b"length"
+        assert client.exists("out")
+    finally:
+        client.config_set("maxmemory", 0)
+        for name, value in before.items():
+            client.config_set(name, value)
+
+
+@pytest.mark.needs_redis(7, 2)  # before, it is noticed when the output comes
+def test_what_cannot_be_saved_is_not_begun(client: redis.Redis) -> None:
+    client.config_set("min-replicas-to-write", 1)
+    try:
+        for option in ("STREAM", "STORE"):
+            assert error_of(client, *BASE, option, "s", "ASYNC").startswith("NOREPLICAS ")
+    finally:
+        client.config_set("min-replicas-to-write", 0)
+    assert client.keys() == []
 
 
 def test_nothing_is_written_while_writes_are_paused(client: redis.Redis) -> None:

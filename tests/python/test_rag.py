@@ -421,13 +421,13 @@ def test_another_field_may_hold_the_key(corpus: redis.Redis) -> None:
 
 @pytest.fixture
 def limited(corpus: redis.Redis, server: Server) -> Iterator[redis.Redis]:
-    """May search {c}:vec and read {c}:tok:*, but not {c}:secret.
+    """May search {c}:vec and read {c}:tok:*, but not {c}:secret, and write {c}:out.
 
     Redis 8.2 wants write permission too of who searches a vector set.
     """
     corpus.execute_command(
         "ACL", "SETUSER", "limited", "reset", "on", ">secret", "+infer.rag", "+vsim", "+ping",
-        "~{c}:vec", "%R~{c}:tok:*", "%R~{c}:before", "%W~{c}:out",
+        "+set", "+xadd", "~{c}:vec", "%R~{c}:tok:*", "%R~{c}:before", "%W~{c}:out",
     )  # fmt: skip
     with server.client(username="limited", password="secret", socket_timeout=None) as connected:
         yield connected
