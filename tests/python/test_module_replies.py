@@ -119,6 +119,13 @@ def test_score_gives_n_minus_1_values_that_are_log_probabilities(
     assert all(math.isfinite(v) and v < 0 for v in values)
 
 
+def test_scores_are_computed_also_of_what_the_cache_has(client: redis.Redis) -> None:
+    client.set("long", pack(PROMPT * 20))
+    first, again = (as_map(client.execute_command("INFER.SCORE", MODEL, 1, "long")) for _ in "12")
+    assert first["cached_tokens"] == again["cached_tokens"] == 0
+    assert first["logprobs"] == again["logprobs"]
+
+
 def test_one_token_has_no_scores(client: redis.Redis) -> None:
     scored = as_map(client.execute_command("INFER.SCORE", MODEL, 0, "TOKENS", pack([1]), "TOP", 2))
     assert scored["logprobs"] == scored["top_ids"] == scored["top_logprobs"] == b""
