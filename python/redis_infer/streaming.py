@@ -66,6 +66,10 @@ def _xread(key: Key, after: bytes, timeout_s: float | None = None) -> tuple[Argu
     return ("XREAD", "BLOCK", block_ms, "STREAMS", key, after)
 
 
+def _xrevrange(key: Key) -> tuple[Argument, ...]:
+    return ("XREVRANGE", key, "+", "-", "COUNT", 1)
+
+
 def _in_time(reply: Any, key: Key, timeout_s: float | None) -> Any:
     if reply is None:
         raise TimeoutError(f"the stream {key!r} had no new entry for {timeout_s:g} s")
@@ -82,8 +86,13 @@ class Entries:
         self.text_bytes = 0
         self.complete = True  # nothing was deleted before it was read
 
+    def start_after(self, newest: Any) -> None:
+        """Passes over what a stream held before the request; of XREVRANGE's reply."""
+        if newest:
+            self.position = newest[0][0]
+
     def take(self, reply: Any) -> list[Piece]:
-        """The pieces of a reply of either protocol."""
+        """The pieces of a reply of either protocol, up to the end of the request."""
         ((_, entries),) = reply.items() if isinstance(reply, dict) else reply
         pieces = []
         for position, fields in entries:
@@ -97,6 +106,8 @@ class Entries:
             self.text_bytes += len(entry["text"])
             if piece.token is not None or piece.text:
                 pieces.append(piece)
+            if self.last is not None:
+                break
         return pieces
 
     def rest(self, result: Generation) -> list[Piece]:
@@ -240,6 +251,9 @@ def run(
     busy = [asking, following]  # what they carry is not to be read by anybody else
     try:
         with _raising_ours():
+            if not own:
+                following.send_command(*_xrevrange(key))
+                entries.start_after(read(following))
             asking.send_command(*request.args)
             result = None
             while entries.last is None:
@@ -327,6 +341,9 @@ async def run_async(
     reply = news = None
     try:
         with _raising_ours():
+            if not own:
+                await send_async(following, *_xrevrange(key))
+                entries.start_after(await read(following))
             await send_async(asking, *request.args)
             reply = asyncio.ensure_future(read(asking))
             while entries.last is None:

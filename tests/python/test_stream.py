@@ -246,7 +246,49 @@ def test_a_stream_that_was_deleted_is_made_up_for_by_the_reply(
     assert stream.result.text == expected.text
 
 
+@pytest.fixture
+def earlier(loaded: Infer) -> Generation:
+    """What another request has left in the stream "s"."""
+    stream = loaded.stream("smol", "One, two, three,", max_tokens=5, stream="s")
+    list(stream)
+    assert stream.result is not None
+    return stream.result
+
+
+def test_what_a_stream_holds_of_an_earlier_request_is_passed_over(
+    any_infer: Infer, earlier: Generation, client: redis.Redis
+) -> None:
+    expected = any_infer.generate("smol", PROMPT, max_tokens=12)
+    stream = any_infer.stream("smol", PROMPT, max_tokens=12, stream="s")
+    check(list(stream), stream.result, expected)
+    assert client.xlen("s") == earlier.output_tokens + expected.output_tokens + 2
+
+
+async def test_an_earlier_request_is_passed_over_in_asyncio(
+    any_async: AsyncInfer, earlier: Generation, loaded: Infer
+) -> None:
+    expected = loaded.generate("smol", PROMPT, max_tokens=12)
+    stream = any_async.stream("smol", PROMPT, max_tokens=12, stream="s")
+    check([piece async for piece in stream], stream.result, expected)
+
+
 # ---- streams of others ----
+
+
+def test_a_stream_of_several_requests_is_followed_to_the_end_of_the_first(
+    any_infer: Infer, earlier: Generation
+) -> None:
+    list(any_infer.stream("smol", PROMPT, max_tokens=12, stream="s"))
+    stream = any_infer.follow("s", timeout_s=20)
+    check(list(stream), stream.result, earlier)
+
+
+async def test_the_first_of_several_requests_is_followed_in_asyncio(
+    any_async: AsyncInfer, earlier: Generation, loaded: Infer
+) -> None:
+    list(loaded.stream("smol", PROMPT, max_tokens=12, stream="s"))
+    stream = any_async.follow("s", timeout_s=20)
+    check([piece async for piece in stream], stream.result, earlier)
 
 
 def test_anybody_follows_a_submitted_request(any_infer: Infer, client: redis.Redis) -> None:
