@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -386,6 +388,31 @@ def test_a_file_that_vanishes_or_cannot_be_read_stops_nothing(
     assert report.deleted == 1
     assert client.sismember("{c}:files", "src/adder.py")  # it may still be as it was
     assert not client.sismember("{c}:files", "docs/guide.md")
+
+
+def test_what_is_in_a_folder_that_cannot_be_listed_stays(
+    loaded: Infer, client: redis.Redis, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(loaded, folder)
+    before = snapshot(client)
+    scandir = os.scandir
+
+    def failing(path: Path) -> Any:
+        if path.name in ("src", denied):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    denied = "docs"
+    report = fill(loaded, folder)
+    assert ("src", "cannot be read (Input/output error)") in report.skipped
+    assert ("docs", "cannot be read (Input/output error)") in report.skipped
+    assert report.deleted == 0
+    assert snapshot(client) == before
+    denied = folder.name
+    with pytest.raises(OSError, match=f"Input/output error: .*{folder.name}"):
+        fill(loaded, folder)
+    assert snapshot(client) == before
 
 
 # ---- refusals ----

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,6 +85,62 @@ def test_rules_above_the_folder_hold_as_well(tmp_path: Path) -> None:
 def test_a_pattern_that_means_nothing_is_passed_over(tmp_path: Path) -> None:
     write(tmp_path, {".gitignore": "!\n[\n/\n*.log\n", "a.log": "", "a.txt": ""})
     assert names(tmp_path) == [".gitignore", "a.txt"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_pattern(tmp_path: Path) -> None:
+    write(tmp_path, {".gitignore": "\ufeff*.log\n*.tmp\n", "a.log": "", "a.tmp": "", "a.txt": ""})
+    assert names(tmp_path) == [".gitignore", "a.txt"]
+
+
+@contextlib.contextmanager
+def permissions() -> Iterator[None]:
+    """They count here, also where the tests run as root."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.fixture
+def partly_closed() -> Iterator[Path]:
+    """A tree that others than root may reach, with a folder that may not be listed and one that
+    may be listed but not entered."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        write(root, {"a.txt": "", "closed/b.txt": "", "listed/c.txt": "", "listed/sub/d.txt": ""})
+        (root / "closed").chmod(0)
+        (root / "listed").chmod(0o444)
+        yield root
+        for path in (root, root / "closed", root / "listed"):
+            path.chmod(0o755)
+
+
+def test_what_cannot_be_looked_at_is_reported(partly_closed: Path) -> None:
+    errors: dict[str, int | None] = {}
+    with permissions():
+        found = list(tree.files(partly_closed, lambda path, e: errors.update({path: e.errno})))
+    assert [file.path for file in found] == ["a.txt"]
+    assert errors == dict.fromkeys(["closed", "listed/c.txt", "listed/sub"], errno.EACCES)
+
+
+def test_a_root_that_cannot_be_listed_is_an_error(partly_closed: Path) -> None:
+    with permissions(), pytest.raises(PermissionError, match="closed"):
+        list(tree.files(partly_closed / "closed"))
+    with permissions():  # whether there is a .git in it cannot be seen
+        assert names(partly_closed / "listed") == []
+
+
+def test_a_folder_that_goes_during_the_walk_is_gone(tmp_path: Path) -> None:
+    write(tmp_path, {"a.txt": "", "b/c.txt": ""})
+    errors: list[str] = []
+    found = tree.files(tmp_path, lambda path, _: errors.append(path))
+    assert next(found).path == "a.txt"
+    shutil.rmtree(tmp_path / "b")
+    assert (list(found), errors) == ([], [])
 
 
 def test_links_pipes_and_loops_are_left_out(tmp_path: Path) -> None:

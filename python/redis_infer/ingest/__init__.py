@@ -124,6 +124,7 @@ def ingest(
             embedding model or chunk size; or was dropped meanwhile.
         VectorSetsMissingError: the server is older than Redis 8.
         NotADirectoryError: ``root`` is no folder.
+        OSError: ``root`` cannot be listed.
     """
     run = _Run(
         infer,
@@ -280,7 +281,13 @@ class _Run:
     def run(self) -> Report:
         begin = time.perf_counter()
         known = self._known_files()  # before the walk: what appears later is not missing in it
-        files = list(tree.files(self._root))
+        unseen: list[str] = []
+
+        def skip(path: str, error: OSError) -> None:
+            unseen.append(path)
+            self._report.skipped.append((path, f"cannot be read ({error.strerror})"))
+
+        files = list(tree.files(self._root, skip))
         self._files_total = len(files)
         self._bytes_total = sum(file.size for file in files)
         self._files_done = self._bytes_done = 0
@@ -297,8 +304,10 @@ class _Run:
                 present |= self._take(prepared)
                 if batch is None:
                     break
-        for path in sorted(known.keys() - present):
-            self._delete(path, known[path])
+        hidden = tuple(f"{path}/" for path in unseen)
+        for path in sorted(known.keys() - present - set(unseen)):
+            if not path.startswith(hidden):  # it may be there
+                self._delete(path, known[path])
         self._report.seconds = time.perf_counter() - begin
         return self._report
 

@@ -11,7 +11,7 @@ import codecs
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ MAX_FILE_BYTES = 1 << 20
 
 MAX_LINE_CHARS = 8192
 """A longer line means minified code or data: it can be neither read nor cut."""
+
+_GONE = (FileNotFoundError, NotADirectoryError)
 
 _CONTROL_FOLDERS = frozenset({".git", ".hg", ".svn", ".jj"})
 
@@ -36,6 +38,10 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+
+
+OnError = Callable[[str, OSError], None]
+"""Called with the path of what could not be looked at, and why."""
 
 
 class SkippedError(Exception):
@@ -78,14 +84,18 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def files(root: Path) -> Iterator[SourceFile]:
+def files(root: Path, on_error: OnError = lambda _path, _error: None) -> Iterator[SourceFile]:
     """The plain files below ``root`` that git would not ignore, in a fixed order.
 
     A folder that cannot be listed is left out. A file whose name is not UTF-8 has no name
     in JSON, and is left out too.
 
+    Args:
+        on_error: called for each folder and file that is left out because of an error.
+
     Raises:
         NotADirectoryError: ``root`` is no folder.
+        OSError: ``root`` cannot be listed.
     """
     root = root.resolve()
     if not root.is_dir():
@@ -100,7 +110,7 @@ def files(root: Path) -> Iterator[SourceFile]:
         if isinstance(item, SourceFile):
             yield item
         else:
-            waiting.extend(reversed(list(_listing(root, *item))))
+            waiting.extend(reversed(list(_listing(root, *item, on_error))))
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,7 @@ class _Rules:
 
 
 def _listing(
-    root: Path, folder: str, rules: list[_Rules]
+    root: Path, folder: str, rules: list[_Rules], on_error: OnError
 ) -> Iterator[tuple[str, list[_Rules]] | SourceFile]:
     """The files of one folder, and its folders with the rules that hold in them."""
     here = root / folder
@@ -127,7 +137,11 @@ def _listing(
     try:
         with os.scandir(here) as found:
             entries = sorted(found, key=lambda entry: entry.name)
-    except OSError:
+    except OSError as error:
+        if not folder:
+            raise
+        if not isinstance(error, _GONE):
+            on_error(folder, error)
         return
     for entry in entries:
         path = f"{folder}/{entry.name}" if folder else entry.name
@@ -138,8 +152,10 @@ def _listing(
                     yield path, rules
             elif entry.is_file(follow_symlinks=False) and not _ignored(rules, root / path, False):
                 yield SourceFile(root, path, entry.stat(follow_symlinks=False).st_size)
-        except (UnicodeEncodeError, OSError):
+        except (UnicodeEncodeError, *_GONE):
             continue
+        except OSError as error:
+            on_error(path, error)
 
 
 def _ignored(rules: list[_Rules], path: Path, is_folder: bool) -> bool:
@@ -154,7 +170,8 @@ def _ignored(rules: list[_Rules], path: Path, is_folder: bool) -> bool:
 
 def _rules_above(root: Path) -> Iterator[_Rules]:
     """The rules of the repository that ``root`` is a part of, from its top down."""
-    top = next((p for p in (root, *root.parents) if (p / ".git").exists()), None)
+    # Not exists(), which raises where a folder may be listed but not entered.
+    top = next((p for p in (root, *root.parents) if os.access(p / ".git", os.F_OK)), None)
     if top is None:
         return
     exclude = _read_rules(top, top / ".git" / "info" / "exclude")
@@ -169,7 +186,7 @@ def _rules_above(root: Path) -> Iterator[_Rules]:
 
 def _read_rules(folder: Path, file: Path) -> _Rules | None:
     try:
-        lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError:
         return None
     valid = []
