@@ -222,7 +222,7 @@ class Corpus:
             path: of the file, relative to the corpus' root; its own chunks are not retrieved.
             text: of the file; what is after the line is used too if the model can fill gaps.
             line: the last one before the gap, counted from 1; 0: the gap is at the beginning.
-            model, options: as in :meth:`ask`.
+            model, options: as in :meth:`ask`; a ``filter`` narrows the search further.
         """
         settings, tokenizer, model = self._model(model)
         gap = Gap(path, text, line)
@@ -521,15 +521,20 @@ def _completion(
 ) -> Plan[Request]:
     _check_tokenizer(keys, settings, tokenizer, model)
     first, prompt = retrieval.completion_of(tokenizer, gap)
-    own: RagOptions = {
-        "ef": _SEARCH_EFFORT,
-        "filter": f".path != {json.dumps(gap.path, ensure_ascii=False)}",
-    }
+    others, given = f".path != {json.dumps(gap.path, ensure_ascii=False)}", options.get("filter")
+    own: RagOptions = {"ef": _SEARCH_EFFORT}
     if first.size:
         own["before"] = yield from _prefix_key(keys, first)
     if not retrieval.fills_gaps(tokenizer):
         own["stop"] = "\n\n"  # without what comes after, a model goes on and on
-    return {**query, "model": model, "vset": keys.vectors, "prompt": prompt, **(own | options)}
+    return {
+        **query,
+        "model": model,
+        "vset": keys.vectors,
+        "prompt": prompt,
+        **(own | options),
+        "filter": f"({others}) and ({given})" if given else others,
+    }
 
 
 def _check_tokenizer(keys: Keys, settings: Settings, tokenizer: Tokenizer, model: str) -> None:

@@ -6,6 +6,7 @@ was found, then what this request asks.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -101,10 +102,11 @@ def fills_gaps(tokenizer: Tokenizer) -> bool:
 
 @dataclass(frozen=True)
 class Gap:
-    """The place in a file where text is wanted.
+    r"""The place in a file where text is wanted.
 
     Attributes:
         path: named to the model as the paths of the similar code are.
+        text: of the file, as a corpus reads it: line ends of every system become ``\n``.
         line: the last one before the gap, counted from 1; 0: the gap is at the beginning.
 
     Raises:
@@ -122,7 +124,7 @@ class Gap:
 
     @property
     def _lines(self) -> list[str]:
-        return self.text.splitlines(keepends=True)
+        return io.StringIO(self.text, newline=None).readlines()
 
     @property
     def before(self) -> str:

@@ -11,6 +11,7 @@ import redis
 
 import hashing_embedder
 from redis_infer import AsyncCorpus, AsyncInfer, Corpus, CorpusError, Infer, retrieval
+from redis_infer.commands import RagOptions
 from redis_infer.corpus import corpora, corpora_async
 from redis_infer.ingest import ingest
 from redis_infer.server import Server
@@ -248,6 +249,9 @@ async def test_the_async_corpus_answers_and_completes_alike(
             assert "".join([str(piece) async for piece in stream]) == asked.text
         completed = await other.complete("x.py", code, 1, max_tokens=8)
         assert completed.text == corpus.complete("x.py", code, 1, max_tokens=8).text
+        python: RagOptions = {"filter": '.lang == "python"', "max_tokens": 8}
+        completed = await other.complete("animals/cat.py", code, 1, **python)
+        assert [s.path for s in completed.sources] == ["animals/dog.py"]
 
 
 def test_a_model_with_another_tokenizer_is_refused(
@@ -296,6 +300,13 @@ def test_a_completion_continues_the_file_after_similar_code_from_others(
     assert result.text == expected.text
 
 
+def test_a_filter_narrows_what_a_completion_is_given(loaded: Infer, folder: Path) -> None:
+    make(loaded, folder)
+    where = '.lang == "python" or .lang == "rust"'
+    result = of(loaded, "animals").complete("animals/cat.py", CODE, 4, filter=where, max_tokens=1)
+    assert {s.path for s in result.sources} == {"animals/dog.py", "time.rs"}
+
+
 @pytest.mark.parametrize("fill_in", retrieval._FILL_INS)
 def test_a_model_that_can_fill_gaps_sees_what_follows(fill_in: retrieval.FillIn) -> None:
     names = [fill_in.prefix, fill_in.suffix, fill_in.middle]
@@ -330,3 +341,10 @@ def test_a_gap_is_where_the_line_says() -> None:
     ]
     with pytest.raises(ValueError, match="line 4 of p: it has lines 1 to 3"):
         retrieval.Gap("p", "a\nb\nc", 4)
+
+
+def test_lines_of_a_gap_end_as_everywhere_else() -> None:
+    gap = retrieval.Gap("p", "a\fb\u2028c\x85d\r\ne\rf\n", 2)
+    assert (gap.before, gap.after) == ("a\fb\u2028c\x85d\ne\n", "f\n")
+    with pytest.raises(ValueError, match="line 4 of p: it has lines 1 to 3"):
+        retrieval.Gap("p", gap.text, 4)
