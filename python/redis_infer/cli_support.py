@@ -181,13 +181,14 @@ def file_for(given: str) -> Path:
     """The file of a known model, fetched if it is missing, or a file given by its path."""
     if given in models.KNOWN_MODELS:
         path = models.KNOWN_MODELS[given].path
-        return path if path.is_file() else pull(given)
-    path = Path(given).expanduser()
-    if path.is_file():
-        return path.resolve()
-    raise UsageError(
-        f"'{given}' is neither a file nor a known model ({', '.join(models.KNOWN_MODELS)})"
-    )
+        path = path if path.is_file() else pull(given)
+    else:
+        path = Path(given).expanduser()
+        if not path.is_file():
+            raise UsageError(
+                f"'{given}' is neither a file nor a known model ({', '.join(models.KNOWN_MODELS)})"
+            )
+    return path.resolve()
 
 
 def name_for(given: str) -> str:

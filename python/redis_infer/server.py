@@ -128,7 +128,9 @@ class Server:
             from . import models
 
             model_dir = models.directory()
-        self.model_dir = Path(model_dir).resolve()
+        # Links stay: the module takes a path below the folder by this name or by its real one.
+        path = Path(model_dir).absolute()
+        self.model_dir = path.resolve() if ".." in path.parts else path
         self.redis_server = find_redis_server(redis_server)
         self.module = Path(module).resolve() if module is not None else module_path()
         self.port = port

@@ -15,6 +15,7 @@ import redis
 
 from module_support import wait_until
 from redis_infer import Infer, models
+from redis_infer.cli_support import file_for
 from redis_infer.server import Server
 
 COMMAND = [sys.executable, "-m", "redis_infer.cli"]
@@ -174,6 +175,20 @@ def test_serve_runs_until_it_is_told_to_end(model_path: Path) -> None:
         server.kill()
         server.wait()
         server.stderr.close()
+
+
+def test_a_known_model_loads_from_a_linked_cache(model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(models.home())
+    command = ("generate", "The capital of France is", "-n", "5")
+    assert "Paris" in ok(*command, REDIS_INFER_HOME=str(tmp_path / "link"))
+
+
+def test_known_models_and_files_lie_in_one_folder_if_the_cache_is_linked(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(models.home())
+    monkeypatch.setenv("REDIS_INFER_HOME", str(tmp_path / "link"))
+    assert file_for(models.DEFAULT_MODEL) == file_for(str(model_path))
 
 
 def test_serve_on_a_port_in_use_says_so(server: Server, model_path: Path) -> None:

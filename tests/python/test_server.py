@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from module_support import wait_until
+from redis_infer import Infer
 from redis_infer import server as server_module
 from redis_infer.server import Server, ServerError, find_redis_server
 
@@ -140,6 +141,17 @@ def test_an_odd_model_directory_survives_the_configuration_file(tmp_path: Path) 
     odd = tmp_path / 'a "quoted"\tfolder \\ here'
     with Server(model_dir=odd) as server, server.client(decode_responses=True) as client:
         assert client.config_get("infer.model-dir") == {"infer.model-dir": str(odd)}
+
+
+def test_a_linked_model_directory_has_both_its_names(model_path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(model_path.parent)
+    with Server(model_dir=link, threads=1) as server, server.client() as client:
+        assert server.model_dir == link
+        for n, folder in enumerate((link, link.resolve())):
+            Infer(client).load(f"m{n}", folder / model_path.name)
+    above = Server(model_dir=tmp_path / "sub" / ".." / "link")
+    assert ".." not in above.model_dir.parts, "which the module refuses"
 
 
 @pytest.mark.parametrize(
