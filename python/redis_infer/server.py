@@ -10,7 +10,6 @@ this process if that crashes.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import re
@@ -19,6 +18,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,9 @@ MINIMUM_VERSION = (7, 0)
 # sun_path holds 104 bytes on macOS and 108 on Linux, the final zero included.
 _MAX_SOCKET_PATH = 103
 _PORT_ATTEMPTS = 5
+
+# How the server is reached and watched.
+_OWN_DIRECTIVES = frozenset({"daemonize", "logfile", "port", "unixsocket"})
 
 
 class ServerError(RuntimeError):
@@ -107,10 +110,12 @@ class Server:
         module: the module; default: see :func:`redis_infer.module_path.module_path`.
         config: more ``redis.conf`` directives; names that begin with ``infer.`` set the
             module's options. A value that is a list or tuple gives several arguments.
+            With ``requirepass``, :meth:`client` and :attr:`url` have the password.
         startup_timeout_s: how long :meth:`start` waits.
 
     Raises:
-        ServerError: from :meth:`start`, with the end of the server's log.
+        ServerError: ``config`` sets what the server sets itself; and from :meth:`start`, with
+            the end of the server's log.
     """
 
     def __init__(
@@ -138,7 +143,13 @@ class Server:
         self._config: dict[str, object] = {"infer.model-dir": self.model_dir}
         if threads is not None:
             self._config["infer.threads"] = threads
-        self._config.update(config or {})
+        self._config.update({name.lower(): value for name, value in (config or {}).items()})
+        if taken := sorted(_OWN_DIRECTIVES & self._config.keys()):
+            raise ServerError(
+                f"{', '.join(taken)} cannot be configured: the server sets "
+                f"{', '.join(sorted(_OWN_DIRECTIVES))} itself (there is an option for the port)"
+            )
+        self._password = str(self._config.get("requirepass") or "")
         self._startup_timeout_s = startup_timeout_s
         self._dir: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -214,7 +225,8 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}"
+        secret = f":{urllib.parse.quote(self._password, safe='')}@" if self._password else ""
+        return f"redis://{secret}127.0.0.1:{self.port}"
 
     def log(self, last_lines: int | None = None) -> str:
         """The server's log so far."""
@@ -226,13 +238,17 @@ class Server:
 
     def client(self, **options: Any) -> redis.Redis:
         """A client on the unix socket. ``options`` go to :class:`redis.Redis`."""
-        return redis.Redis(unix_socket_path=str(self.unix_socket), **options)
+        return redis.Redis(**self._connection(options))
 
     def async_client(self, **options: Any) -> redis.asyncio.Redis:
         """The same for asyncio."""
-        return redis.asyncio.Redis(unix_socket_path=str(self.unix_socket), **options)
+        return redis.asyncio.Redis(**self._connection(options))
 
     # ---- inside ----
+
+    def _connection(self, options: dict[str, Any]) -> dict[str, Any]:
+        own = {"unix_socket_path": str(self.unix_socket), "password": self._password or None}
+        return own | options
 
     def _start_once(self) -> None:
         conf = self.directory / "redis.conf"
@@ -250,9 +266,13 @@ class Server:
                     raise self._failure(
                         f"the server did not answer within {self._startup_timeout_s:g} s"
                     )
-                with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
+                try:
                     if self.unix_socket.exists() and client.ping():
                         return
+                except redis.AuthenticationError as error:
+                    raise self._failure(f"the server refuses a client ({error})") from error
+                except (redis.ConnectionError, redis.TimeoutError):
+                    pass  # not yet there, or not yet ready
                 time.sleep(0.01)
 
     def _end_process(self) -> None:

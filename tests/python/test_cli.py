@@ -75,6 +75,7 @@ def test_without_a_command_it_shows_the_help() -> None:
         (["generate", "x", "--model", "/no/such.gguf"], 2, "neither a file nor a known model"),
         (["models", "path", "nobody"], 1, "known are"),
         (["serve", "--config", "novalue"], 2, "NAME=VALUE"),
+        (["serve", "--config", "port=7000"], 1, "port cannot be configured"),
         (["serve", "--redis-server", "/no/redis-server"], 1, "no executable"),
         (["generate", "x", "--url", "redis://127.0.0.1:1"], 1, "127.0.0.1:1"),
         (["generate", "x", "--url", "http://x"], 2, "redis://"),

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import redis
 
 from module_support import wait_until
 from redis_infer import Infer
@@ -152,6 +153,31 @@ def test_a_linked_model_directory_has_both_its_names(model_path: Path, tmp_path:
             Infer(client).load(f"m{n}", folder / model_path.name)
     above = Server(model_dir=tmp_path / "sub" / ".." / "link")
     assert ".." not in above.model_dir.parts, "which the module refuses"
+
+
+async def test_a_password_is_passed_on(tmp_path: Path) -> None:
+    password = "p@ss: /word"
+    with Server(model_dir=tmp_path, config={"RequirePass": password}) as server:
+        with server.client() as client, redis.from_url(server.url) as other:
+            assert client.ping() and other.ping()
+        async with server.async_client() as client:
+            assert await client.ping()
+        with server.client(password=None) as client, pytest.raises(redis.AuthenticationError):
+            client.ping()
+
+
+def test_a_password_that_is_unknown_is_no_reason_to_wait(tmp_path: Path) -> None:
+    user = {"user": ["default", "on", ">secret", "~*", "+@all"]}
+    began = time.monotonic()
+    with pytest.raises(ServerError, match=r"refuses a client .*required"):
+        Server(model_dir=tmp_path, config=user).start()
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("name", ["port", "unixsocket", "LogFile", "daemonize"])
+def test_what_the_server_sets_itself_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ServerError, match=f"^{name.lower()} cannot be configured"):
+        Server(model_dir=tmp_path, config={name: "1"})
 
 
 @pytest.mark.parametrize(
