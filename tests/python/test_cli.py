@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -150,6 +151,20 @@ def test_tokenize_shows_ids_and_their_texts(loaded: Infer) -> None:
     assert "'Hello'" in lines[0]
     plain = ok("tokenize", "--ids", "--no-special", "Hello, wörld<|im_end|>").split()
     assert len(plain) > len(ids)
+
+
+def test_the_readme_packs_ids_into_a_pipe() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"python -c '([^']+)'", readme)
+    command = [sys.executable, "-c", program]
+    made = subprocess.run(
+        command,
+        input=b"1 2 70000\n",
+        capture_output=True,
+        env=os.environ | {"PYTHONUNBUFFERED": ""},
+        check=True,
+    )
+    assert made.stdout == struct.pack("<3I", 1, 2, 70000)
 
 
 # ---- serve, demo ----
