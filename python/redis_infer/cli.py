@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import signal
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -38,11 +39,14 @@ from .cli_support import (
 )
 from .client import Infer
 from .errors import CorpusError, TokenizerError
+from .gguf_metadata import GGUFError
 from .module_path import ModuleNotBuiltError
 from .server import Server, ServerError
 from .sidecar import BenchError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .results import Generation
 
 DEFAULT_PORT = 6379
@@ -66,6 +70,7 @@ app.add_typer(models_app, name="models")
 _OUR_ERRORS = (
     BenchError,
     CorpusError,
+    GGUFError,
     ModuleNotBuiltError,
     ServerError,
     TokenizerError,
@@ -75,6 +80,8 @@ _OUR_ERRORS = (
 
 def main() -> NoReturn:
     """Runs the command; what goes wrong is one line on standard error."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # what is piped in may be in any encoding
     try:
         status = typer.main.get_command(app)(prog_name=PROGRAM, standalone_mode=False)
     except _ClickError as error:
@@ -86,11 +93,11 @@ def main() -> NoReturn:
         _fail(str(error), 2)
     except _OUR_ERRORS as error:
         _fail(str(error), 1)
-    except redis.RedisError as error:
-        _fail(str(error) or type(error).__name__, 1)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output left, as `head` does
         sys.exit(1)
+    except (OSError, redis.RedisError) as error:
+        _fail(str(error) or type(error).__name__, 1)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
@@ -175,7 +182,12 @@ def serve(
       redis-infer serve ./model.gguf --config maxmemory=2gb
     """
     directives = dict(_directive(item) for item in config or [])
-    files = {name_for(given): file_for(given) for given in names or [models.DEFAULT_MODEL]}
+    files: dict[str, Path] = {}
+    for given in names or [models.DEFAULT_MODEL]:
+        name = name_for(given)
+        if name in files:
+            raise UsageError(f"two of the models would have the name '{name}': rename a file")
+        files[name] = file_for(given)
     folders = {path.parent for path in files.values()}
     if len(folders) > 1:
         raise UsageError(

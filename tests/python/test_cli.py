@@ -75,8 +75,10 @@ def test_without_a_command_it_shows_the_help() -> None:
         (["generate"], 2, "prompt"),
         (["generate", "x", "--model", "/no/such.gguf"], 2, "neither a file nor a known model"),
         (["models", "path", "nobody"], 1, "known are"),
+        (["tokenize", "x", "--model", __file__], 1, "is not a GGUF file"),
         (["serve", "--config", "novalue"], 2, "NAME=VALUE"),
         (["serve", "--config", "port=7000"], 1, "port cannot be configured"),
+        (["serve", __file__, __file__], 2, "the name 'test_cli'"),
         (["serve", "--redis-server", "/no/redis-server"], 1, "no executable"),
         (["generate", "x", "--url", "redis://127.0.0.1:1"], 1, "127.0.0.1:1"),
         (["generate", "x", "--url", "http://x"], 2, "redis://"),
@@ -90,6 +92,12 @@ def test_what_goes_wrong_is_one_line_on_standard_error(
     assert done.stdout == ""
     assert re.fullmatch(r"redis-infer: [^\n]+\n", done.stderr), done.stderr
     assert says.lower() in done.stderr.lower()
+
+
+def test_an_error_of_the_system_is_one_line() -> None:
+    done = run("models", "pull", models.DEFAULT_MODEL, REDIS_INFER_HOME="/dev/null")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.strip() == "redis-infer: [Errno 20] Not a directory: '/dev/null/models'"
 
 
 def test_a_refusal_of_the_server_keeps_its_code(server: Server, loaded: Infer) -> None:
@@ -151,6 +159,18 @@ def test_tokenize_shows_ids_and_their_texts(loaded: Infer) -> None:
     assert "'Hello'" in lines[0]
     plain = ok("tokenize", "--ids", "--no-special", "Hello, wörld<|im_end|>").split()
     assert len(plain) > len(ids)
+
+
+def test_bytes_of_another_encoding_are_replaced(loaded: Infer) -> None:
+    ids = loaded.tokenizer("smol").encode("caf\ufffd!").tolist()
+    made = subprocess.run(
+        [*COMMAND, "tokenize", "--ids", "-"],
+        input=b"caf\xe9!",
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        check=True,
+    )
+    assert made.stdout.split() == [str(i).encode() for i in ids]
 
 
 def test_the_readme_packs_ids_into_a_pipe() -> None:
