@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,8 @@ def program() -> Path:
     try:
         return build()
     except BenchError as error:
+        if "GITHUB_ACTIONS" in os.environ and sys.platform == "linux":
+            raise  # hiredis is installed there
         pytest.skip(str(error))
 
 
