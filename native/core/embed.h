@@ -36,8 +36,8 @@ struct embed_request {
     int cap_tokens, cap_inputs; /* embed.c's own */
 
     /* the engine's own, between admit and done */
-    int n_started, n_done;      /* inputs */
-    struct llm_request **parts; /* llm: [n_inputs] */
+    int n_started, n_done; /* inputs */
+    int n_parts;           /* llm: inputs that have been made parts: n_started, or one more, which waits */
 };
 
 /* NULL and *err when there is no memory. */

@@ -35,18 +35,18 @@ int llm_open(struct llm *e, struct infer_error *err)
     return engine_open(&e->base, llm_max_batch(e), atomic_load(&e->limits->max_queue), err);
 }
 
-void llm_push(struct llm *e, struct request *newest, struct request *oldest, int n)
+void llm_push(struct llm *e, struct request *r, int n)
 {
     atomic_fetch_add(&e->n_requests, (uint64_t)n);
     atomic_fetch_add(&e->n_waiting, n);
-    engine_arrive(&e->base, newest, oldest);
+    engine_arrive(&e->base, r, r);
 }
 
 static int admit(struct engine *engine, struct request *request, struct infer_error *err)
 {
     struct llm *e = (struct llm *)engine;
     if (check_request(e, (struct llm_request *)request, err) != 0 || llm_open(e, err) != 0) return -1;
-    llm_push(e, request, request, 1);
+    llm_push(e, request, 1);
     return 0; /* it may be done and gone by now */
 }
 

@@ -2,9 +2,9 @@
  *
  * One step takes one token of every running generation and slices of the prompts under way, runs
  * the forward pass, and samples. Requests join and leave between steps. Waiting
- * requests start in the order of admission, as soon as there is a place in the batch and
- * the KV arena can promise all the pages that they may need; so what has started never fails
- * for want of memory, whatever others do.
+ * requests start in the order of admission (of one for many vectors one input after the other, which comes to the end
+ * of the queue each time), as soon as there is a place in the batch and the KV arena can promise all
+ * the pages that they may need; so what has started never fails for want of memory, whatever others do.
  *
  * A prompt is computed in slices of LLM_SLICE tokens, prompts taking turns. While any generation runs, a step
  * takes one slice (of one prompt, or the rests of several): this bounds how long a prompt delays the

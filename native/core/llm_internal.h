@@ -53,9 +53,15 @@ extern const struct engine_ops llm_ops;
 
 /* Counts one more request as open, or refuses it as BUSY. Any thread. */
 int llm_open(struct llm *e, struct infer_error *err);
-/* Hands n requests, linked from the newest to the oldest, to the conductor. Any thread. */
-void llm_push(struct llm *e, struct request *newest, struct request *oldest, int n);
+/* Hands r, which is counted as n (more will come of it), to the conductor. Any thread. */
+void llm_push(struct llm *e, struct request *r, int n);
+
 int llm_embed(struct engine *e, struct embed_request *r, struct infer_error *err);
+/* A part of a request for vectors has started to run; has had its share of a step. Conductor. */
+void llm_embed_started(struct llm *e, struct llm_request *part);
+void llm_embed_computed(struct llm *e, struct llm_request *part);
+/* Gives up the inputs that are no parts yet, with the part whose end follows. Their number. Conductor. */
+int llm_embed_drop(struct embed_request *whole);
 
 bool llm_step(struct engine *e, struct pool *p);
 void llm_abort(struct engine *e);

@@ -31,15 +31,19 @@ static void running_remove(struct llm *e, struct llm_request *r)
     atomic_store(&e->running_now, e->n_running);
 }
 
-/* The one way out, from the queue or from the batch. Gives r back to its creator. */
+/* The one way out, from the queue or from the batch. Gives r back to its creator. Where r is a part of a request for vectors
+ * and ends without one, the inputs behind it end likewise. */
 static void end(struct llm *e, struct llm_request *r, enum outcome outcome)
 {
+    int n_dropped = r->whole && outcome != FINISHED ? llm_embed_drop(r->whole) : 0;
+    uint64_t n = 1 + (uint64_t)n_dropped;
     switch (outcome) {
-    case FINISHED: atomic_fetch_add(&e->n_finished, 1); break;
-    case CANCELLED: atomic_fetch_add(&e->n_cancelled, 1); break;
-    case TIMED_OUT: atomic_fetch_add(&e->n_timed_out, 1); break;
-    case FAILED: atomic_fetch_add(&e->n_failed, 1); break;
+    case FINISHED: atomic_fetch_add(&e->n_finished, n); break;
+    case CANCELLED: atomic_fetch_add(&e->n_cancelled, n); break;
+    case TIMED_OUT: atomic_fetch_add(&e->n_timed_out, n); break;
+    case FAILED: atomic_fetch_add(&e->n_failed, n); break;
     }
+    atomic_fetch_sub(&e->n_waiting, n_dropped);
     if (atomic_load(&r->base.state) == REQUEST_RUNNING) {
         running_remove(e, r);
     } else {
@@ -66,12 +70,13 @@ static void end_early(struct llm *e, struct llm_request *r, enum outcome outcome
 {
     r->finish = outcome == CANCELLED ? LLM_CANCELLED : LLM_TIMEOUT;
     if (r->params.kind != LLM_GENERATE) {
+        int n_tokens = r->whole ? atomic_load(&r->whole->base.progress.computed) : r->seq.n_tokens;
+        int n_prompt = r->whole ? r->whole->n_tokens : r->n_prompt;
         if (outcome == CANCELLED)
-            infer_fail(&r->base.error, INFER_CANCELLED, "cancelled after %d of %d prompt tokens", r->seq.n_tokens,
-                       r->n_prompt);
+            infer_fail(&r->base.error, INFER_CANCELLED, "cancelled after %d of %d prompt tokens", n_tokens, n_prompt);
         else
             infer_fail(&r->base.error, INFER_CANCELLED, "timed out after %llu ms with %d of %d prompt tokens computed",
-                       (unsigned long long)(r->base.timeout_us / 1000), r->seq.n_tokens, r->n_prompt);
+                       (unsigned long long)(r->base.timeout_us / 1000), n_tokens, n_prompt);
     } else if (text_finish(&r->text) != 0) {
         fail_memory(e, r);
         return;
@@ -170,10 +175,7 @@ static void start(struct llm *e)
         atomic_store(&e->running_now, e->n_running);
         atomic_store(&r->base.state, REQUEST_RUNNING);
         r->base.timing.started_at = platform_now_us();
-        if (r->whole && atomic_load(&r->whole->base.state) == REQUEST_QUEUED) {
-            r->whole->base.timing.started_at = r->base.timing.started_at;
-            atomic_store(&r->whole->base.state, REQUEST_RUNNING);
-        }
+        if (r->whole) llm_embed_started(e, r);
         histogram_add(&e->base.latency.queue, r->base.timing.started_at - r->base.timing.admitted_at);
         atomic_fetch_add(&e->prompt_tokens, (uint64_t)r->n_prompt);
         count_cached(e, r, cached);
@@ -335,6 +337,7 @@ static void deliver(struct llm *e)
         r->seq.n_tokens += r->n_step;
         atomic_store(&r->base.progress.computed, min_int(r->seq.n_tokens, r->n_prompt));
         if (!r->params.no_cache) kv_seq_publish(&r->seq, r->tokens);
+        if (r->whole) llm_embed_computed(e, r);
     }
     for (int i = 0; i < e->n_rows; i++)
         if (e->rows[i].request->params.kind == LLM_GENERATE)

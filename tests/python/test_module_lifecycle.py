@@ -173,6 +173,30 @@ def test_the_queue_has_an_end(server: Server, client: redis.Redis, expected: byt
     still_right(client, expected)
 
 
+@pytest.mark.parametrize("max_batch", [1, 16])
+def test_a_thousand_texts_hold_nobody_up(
+    server: Server, client: redis.Redis, expected: bytes, max_batch: int
+) -> None:
+    client.set("text", pack(PROMPT * 5))
+    client.config_set("infer.max-batch", max_batch)
+    try:
+        many = Background(server, "INFER.EMBED", MODEL, 1000, *["text"] * 1000)
+        (entry,) = wait_until(
+            lambda: [r for r in requests(client) if r["state"] == b"running"], "a text is computed"
+        )
+        one = as_map(client.execute_command("INFER.EMBED", MODEL, 1, "text"))
+        assert as_map(client.execute_command(*SHORT))["tokens"] == expected
+        (now,) = requests(client)
+        assert now["id"] == entry["id"]
+        assert 0 < now["computed_tokens"] < now["prompt_tokens"] / 2
+        assert client.execute_command("INFER.CANCEL", entry["id"]) == 1
+        assert many.failure().startswith("CANCELLED cancelled after ")
+        assert len(one["vectors"]) == 1
+    finally:
+        client.config_set("infer.max-batch", 16)
+    still_right(client, expected)
+
+
 def test_a_request_that_waits_times_out_too(server: Server, client: redis.Redis) -> None:
     client.config_set("infer.max-batch", 1)
     try:
