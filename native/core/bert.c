@@ -46,8 +46,7 @@ static int admit(struct engine *engine, struct request *r, struct infer_error *e
 static int embed(struct engine *engine, struct embed_request *r, struct infer_error *err)
 {
     struct bert *e = (struct bert *)engine;
-    if (embed_request_prepare(r, err) != 0) return -1;
-    if (engine_open(engine, atomic_load(&e->limits->max_batch), atomic_load(&e->limits->max_queue), err) != 0) return -1;
+    if (embed_request_open(r, atomic_load(&e->limits->max_batch), atomic_load(&e->limits->max_queue), err) != 0) return -1;
     r->n_started = r->n_done = 0;
     atomic_fetch_add(&e->n_requests, 1);
     engine_arrive(engine, &r->base, &r->base);
@@ -63,7 +62,7 @@ static void end(struct bert *e, struct embed_request *r, _Atomic uint64_t *count
     if (atomic_load(&r->base.state) == REQUEST_RUNNING) atomic_fetch_sub(&e->n_running, 1);
     r->base.timing.done_at = platform_now_us();
     atomic_store(&r->base.state, REQUEST_DONE);
-    atomic_fetch_sub(&e->base.n_open, 1);
+    embed_request_close(r);
     r->base.done(&r->base);
 }
 

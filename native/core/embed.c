@@ -1,8 +1,9 @@
 /* Building a request for vectors: see embed.h. The request owns its tokens and vectors; the creator's
- * thread calls, but for embed_normalize, which any may. */
+ * thread calls, but for embed_request_close and embed_normalize, which any may. */
 #include "embed.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "tokens.h"
@@ -68,12 +69,57 @@ int embed_request_add(struct embed_request *r, const void *data, size_t bytes, c
     return 0;
 }
 
-int embed_request_prepare(struct embed_request *r, struct infer_error *err)
+/* Gives back what reserve took ahead: a request may wait for long. */
+static void trim(void **array, int *cap, int n, size_t element_bytes)
 {
+    void *p = realloc(*array, (size_t)n * element_bytes);
+    if (!p) return;
+    *array = p;
+    *cap = n;
+}
+
+static size_t request_bytes(const struct engine *e, size_t n_tokens, size_t n_inputs)
+{
+    const struct embed_request *r;
+    return n_tokens * sizeof *r->tokens + n_inputs * (sizeof *r->ends + (size_t)e->info.n_embd * sizeof *r->vectors);
+}
+
+size_t embed_request_bytes(const struct embed_request *r)
+{
+    return request_bytes(r->base.engine, (size_t)r->n_tokens, (size_t)r->n_inputs);
+}
+
+size_t embed_max_bytes(const struct engine *e)
+{
+    return EMBED_MAX_LARGEST * request_bytes(e, EMBED_MAX_TOKENS, EMBED_MAX_INPUTS);
+}
+
+int embed_request_open(struct embed_request *r, int max_running, int max_waiting, struct infer_error *err)
+{
+    struct engine *e = r->base.engine;
     if (r->n_inputs == 0) return infer_fail(err, INFER_BADTOKENS, "there is no input: give at least one");
+    if (engine_open(e, max_running, max_waiting, err) != 0) return -1;
+    size_t mine = embed_request_bytes(r), most = embed_max_bytes(e), others = atomic_fetch_add(&e->embed_bytes, mine);
+    if (others + mine > most) {
+        embed_request_close(r);
+        return infer_fail(err, INFER_BUSY,
+                          "requests for vectors that are running or waiting hold %zu bytes and this one %zu, the most is %zu: "
+                          "try again later, or with fewer texts",
+                          others, mine, most);
+    }
+    trim((void **)&r->tokens, &r->cap_tokens, r->n_tokens, sizeof *r->tokens);
+    trim((void **)&r->ends, &r->cap_inputs, r->n_inputs, sizeof *r->ends);
     if (!r->vectors) r->vectors = malloc((size_t)r->n_inputs * (size_t)r->n_embd * sizeof *r->vectors);
-    if (!r->vectors) return infer_fail(err, INFER_ERR, "no memory for %d vectors", r->n_inputs);
-    return 0;
+    if (r->vectors) return 0;
+    embed_request_close(r);
+    return infer_fail(err, INFER_ERR, "no memory for %d vectors", r->n_inputs);
+}
+
+void embed_request_close(struct embed_request *r)
+{
+    struct engine *e = r->base.engine;
+    atomic_fetch_sub(&e->embed_bytes, embed_request_bytes(r));
+    atomic_fetch_sub(&e->n_open, 1);
 }
 
 void embed_normalize(float *x, int n)

@@ -22,6 +22,8 @@
 enum {
     EMBED_MAX_INPUTS = 1 << 14, /* of one request */
     EMBED_MAX_TOKENS = 1 << 24, /* of all of its inputs */
+    EMBED_MAX_LARGEST = 4,      /* open requests of a model take as much memory at the most as so many of the largest: enough
+                                 * for two clients that have one computed and another waiting; more would wait only */
 };
 
 struct embed_request {
@@ -59,8 +61,16 @@ static inline const uint32_t *embed_input(const struct embed_request *r, int i, 
     return r->tokens + first;
 }
 
-/* For engines: checks that there is something to do and makes room for the vectors. */
-int embed_request_prepare(struct embed_request *r, struct infer_error *err);
+/* Bytes of a request's tokens and vectors. */
+size_t embed_request_bytes(const struct embed_request *r);
+/* What those of an engine's open requests may take together. One that comes when none is open always fits. */
+size_t embed_max_bytes(const struct engine *e);
+
+/* For engines: counts r as open, as engine_open does, with its memory, and makes room for the vectors. -1 if there is nothing
+ * to do, with INFER_BUSY beyond embed_max_bytes or where engine_open refuses, or without memory. Any thread. */
+int embed_request_open(struct embed_request *r, int max_running, int max_waiting, struct infer_error *err);
+/* r, which was opened, ends. Any thread. */
+void embed_request_close(struct embed_request *r);
 
 /* Divides x by its length; zeros stay zeros. */
 void embed_normalize(float *x, int n);

@@ -96,6 +96,7 @@ struct engine {
     struct engine *next;             /* the runtime's list */
 
     _Atomic int n_open;                 /* requests admitted and not done */
+    _Atomic size_t embed_bytes;         /* memory of those for vectors, see embed_request_open */
     struct request *_Atomic arrivals;   /* newest first, linked by next: any thread adds, the conductor takes all */
     struct request *queue, *queue_last; /* the conductor's: those that wait, linked both ways, the next one first */
 };

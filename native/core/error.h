@@ -13,7 +13,7 @@ enum infer_code {
     INFER_ERR,       /* ERR: anything without a class of its own */
     INFER_BADTOKENS, /* BADTOKENS: ids or lengths of a token array are wrong */
     INFER_CONTEXT,   /* CONTEXT: does not fit the context or the KV budget */
-    INFER_BUSY,      /* BUSY: the queue is full */
+    INFER_BUSY,      /* BUSY: the queue is full, or requests for vectors hold too much */
     INFER_NOMODEL,   /* NOMODEL: the model is going away */
     INFER_CANCELLED, /* CANCELLED: ended before it produced a result */
 };

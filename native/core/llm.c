@@ -30,11 +30,6 @@ static int check_request(const struct llm *e, const struct llm_request *r, struc
     return 0;
 }
 
-int llm_open(struct llm *e, struct infer_error *err)
-{
-    return engine_open(&e->base, llm_max_batch(e), atomic_load(&e->limits->max_queue), err);
-}
-
 void llm_push(struct llm *e, struct request *r, int n)
 {
     atomic_fetch_add(&e->n_requests, (uint64_t)n);
@@ -45,7 +40,8 @@ void llm_push(struct llm *e, struct request *r, int n)
 static int admit(struct engine *engine, struct request *request, struct infer_error *err)
 {
     struct llm *e = (struct llm *)engine;
-    if (check_request(e, (struct llm_request *)request, err) != 0 || llm_open(e, err) != 0) return -1;
+    if (check_request(e, (struct llm_request *)request, err) != 0) return -1;
+    if (engine_open(engine, llm_max_batch(e), atomic_load(&e->limits->max_queue), err) != 0) return -1;
     llm_push(e, request, 1);
     return 0; /* it may be done and gone by now */
 }

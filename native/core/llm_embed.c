@@ -30,7 +30,7 @@ static void part_done(struct request *base)
 
     whole->base.timing.first_output_at = whole->base.timing.done_at = platform_now_us();
     atomic_store(&whole->base.state, REQUEST_DONE);
-    atomic_fetch_sub(&whole->base.engine->n_open, 1);
+    embed_request_close(whole);
     whole->base.done(&whole->base);
 }
 
@@ -60,11 +60,11 @@ int llm_embed(struct engine *engine, struct embed_request *whole, struct infer_e
     if (pooling > 0 && pooling != POOLING_LAST)
         return infer_fail(err, INFER_ERR, "%s.pooling_type is %d; of decoder models only 3 (the last token) is implemented",
                           e->base.info.architecture, pooling);
-    if (embed_request_prepare(whole, err) != 0 || llm_open(e, err) != 0) return -1;
+    if (embed_request_open(whole, llm_max_batch(e), atomic_load(&e->limits->max_queue), err) != 0) return -1;
     whole->n_parts = whole->n_started = whole->n_done = 0;
     struct llm_request *part = make_part(whole);
     if (!part) {
-        atomic_fetch_sub(&e->base.n_open, 1);
+        embed_request_close(whole);
         return infer_fail(err, INFER_ERR, "no memory for a request");
     }
     llm_push(e, &part->base, whole->n_inputs);

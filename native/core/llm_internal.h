@@ -51,8 +51,6 @@ int llm_max_batch(const struct llm *e);
 
 extern const struct engine_ops llm_ops;
 
-/* Counts one more request as open, or refuses it as BUSY. Any thread. */
-int llm_open(struct llm *e, struct infer_error *err);
 /* Hands r, which is counted as n (more will come of it), to the conductor. Any thread. */
 void llm_push(struct llm *e, struct request *r, int n);
 

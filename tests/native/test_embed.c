@@ -1,9 +1,10 @@
-/* Requests for vectors on a decoder, step by step: many inputs beside other requests, ends before the end, and memory. */
+/* Requests for vectors: many inputs beside other requests of a decoder, step by step, ends before the end, and limits. */
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "bert.h"
 #include "bert_writer.h"
 #include "check.h"
 #include "embed.h"
@@ -36,7 +37,7 @@ static uint32_t tokens[MAX_INPUT + 8];
 static void write_model(void)
 {
     uint64_t seed = 3;
-    for (int i = 0; i < MAX_INPUT + 8; i++) tokens[i] = (uint32_t)(random_u64(&seed) % VOCAB);
+    for (int i = 0; i < MAX_INPUT + 8; i++) tokens[i] = (uint32_t)(random_u64(&seed) % 100); /* BERT's have so many */
     struct random_model o = random_model_defaults("llama");
     o.type = TYPE_Q8_0;
     o.n_vocab = VOCAB;
@@ -136,6 +137,7 @@ static void check_idle(struct engine *e)
     CHECKF(s.requests == s.finished + s.cancelled + s.timed_out + s.failed, "%d of %d requests counted",
            (int)(s.finished + s.cancelled + s.timed_out + s.failed), (int)s.requests);
     CHECKF(atomic_load(&e->n_open) == 0, "%d open", atomic_load(&e->n_open));
+    CHECKF(atomic_load(&e->embed_bytes) == 0, "%zu bytes open", atomic_load(&e->embed_bytes));
 }
 
 static const float *vector(const struct client *c, int i)
@@ -255,6 +257,91 @@ static void others_do_not_wait_for_thousands_of_inputs(void)
     pool_free(p);
 }
 
+/* ---- limits ---- */
+
+/* Admits requests until one is refused. */
+static void fill(struct engine *e, struct pool *p, int n_inputs, int n_tokens, size_t request_bytes)
+{
+    enum { MOST = 100 };
+    static struct client c[MOST];
+    static uint32_t text[CTX];
+    struct infer_error err = {0};
+    int n = 0, admitted = (int)(embed_max_bytes(e) / request_bytes);
+    CHECK(admitted > 4 && admitted < MOST);
+    for (; n < MOST; n++) {
+        c[n] = (struct client){.r = embed_request_create(e, &err)};
+        for (int i = 0; i < n_inputs; i++)
+            if (embed_request_add(c[n].r, text, (size_t)n_tokens * 4, "input", &err) != 0)
+                fprintf(stderr, "%s\n", err.message), exit(1);
+        CHECK(embed_request_bytes(c[n].r) == request_bytes);
+        if (admit(e, &c[n], &err) != 0) break;
+        CHECK(c[n].r->cap_tokens == c[n].r->n_tokens && c[n].r->cap_inputs == c[n].r->n_inputs);
+        if (n < 2) CHECK(e->ops->step(e, p)); /* who runs and who waits makes no difference */
+    }
+    CHECKF(n == admitted && err.code == INFER_BUSY, "%d admitted, not %d: %s", n, admitted, err.message);
+    REQUIRE(n < MOST);
+    char most[64];
+    snprintf(most, sizeof most, "the most is %zu: try again", embed_max_bytes(e));
+    CHECKF(strstr(err.message, most) && strstr(err.message, "fewer texts"), "%s", err.message);
+    CHECK(atomic_load(&e->n_open) == admitted && !c[n].r->vectors);
+    struct client one = prepare(e, 1, 10);
+    CHECK(embed_max_bytes(e) % request_bytes < embed_request_bytes(one.r) || admit(e, &one, &err) == 0); /* room is room */
+    engine_cancel(&c[0].r->base);
+    CHECK(e->ops->step(e, p) && c[0].n_done == 1);
+    must_admit(e, &c[n++]); /* now that another one is gone */
+    e->ops->abort(e);
+    for (int i = 0; i < n; i++) {
+        CHECK(c[i].n_done == 1);
+        embed_request_free(c[i].r);
+    }
+    embed_request_free(one.r);
+    check_idle(e);
+}
+
+static void memory_of_open_requests_has_a_limit(void)
+{
+    struct pool *p = make_pool();
+    struct engine *e = load(4, 1024);
+    CHECK(embed_max_bytes(e) == 4 * ((1u << 24) * 4 + (1u << 14) * (4 + 4 * (size_t)N_EMBD)));
+    fill(e, p, 5000, CTX, 5000 * ((size_t)CTX * 4 + 4 + 4 * N_EMBD));
+    fill(e, p, EMBED_MAX_INPUTS, 1, EMBED_MAX_INPUTS * (4 + 4 + 4 * (size_t)N_EMBD)); /* vectors count, too */
+    e->ops->free(e);
+
+    struct random_bert o = random_bert_defaults();
+    struct infer_error err;
+    size_t bytes;
+    unsigned char *data = random_bert_bytes(&o, &bytes);
+    struct engine_config config = {.kernels = best(), .limits = &limits};
+    e = bert_load(gguf_open_memory(data, bytes, &err), &config, &err);
+    REQUIRE(e && e->info.n_embd == N_EMBD);
+    fill(e, p, EMBED_MAX_INPUTS, 100, EMBED_MAX_INPUTS * (400 + 4 + 4 * (size_t)N_EMBD));
+    e->ops->free(e);
+    free(data);
+    pool_free(p);
+}
+
+static void the_largest_request_is_admitted_where_no_other_is(void)
+{
+    struct infer_error err = {0};
+    struct pool *p = make_pool();
+    struct engine *e = load(4, 1024);
+    struct client c = {.r = embed_request_create(e, &err)};
+    static uint32_t text[CTX];
+    for (int i = 0; i < EMBED_MAX_INPUTS; i++)
+        CHECK(embed_request_add(c.r, text, EMBED_MAX_TOKENS / EMBED_MAX_INPUTS * 4, "input", &err) == 0);
+    CHECK(c.r->n_tokens == EMBED_MAX_TOKENS && embed_request_add(c.r, text, 4, "input", &err) == -1);
+    must_admit(e, &c);
+    CHECK(e->ops->step(e, p));
+    struct client one = prepare(e, 1, 10);
+    must_admit(e, &one); /* and does not shut others out */
+    e->ops->abort(e);
+    CHECK(c.n_done == 1 && one.n_done == 1);
+    check_idle(e);
+    embed_request_free(c.r), embed_request_free(one.r);
+    e->ops->free(e);
+    pool_free(p);
+}
+
 /* ---- ends before the end ---- */
 
 /* One of 300 inputs ended after some steps, another that was not taken over yet. */
@@ -369,6 +456,8 @@ int main(void)
     RUN(every_vector_is_that_of_its_input_alone);
     RUN(a_request_that_is_alone_fills_every_step);
     RUN(others_do_not_wait_for_thousands_of_inputs);
+    RUN(memory_of_open_requests_has_a_limit);
+    RUN(the_largest_request_is_admitted_where_no_other_is);
     RUN(a_cancelled_request_ends_with_all_of_its_inputs);
     RUN(unloading_ends_a_request_with_all_of_its_inputs);
     RUN(a_request_that_is_late_ends_with_all_of_its_inputs);

@@ -173,6 +173,26 @@ def test_the_queue_has_an_end(server: Server, client: redis.Redis, expected: byt
     still_right(client, expected)
 
 
+def test_texts_under_way_have_a_limit_in_bytes(
+    server: Server, client: redis.Redis, expected: bytes
+) -> None:
+    """As much as four of the largest commands take, for vectors of 576 elements."""
+    most = 4 * (2**24 * 4 + 2**14 * (4 + 576 * 4))
+    client.set("text", pack(PROMPT * 50))
+    command = ("INFER.EMBED", MODEL, 16384, *["text"] * 16384)
+    fitting = most // (16384 * (500 * 4 + 4 + 576 * 4))
+    jobs = [Background(server, *command) for _ in range(fitting)]
+    wait_until(lambda: len(requests(client)) == fitting, "all are admitted")
+    refused = error_of(client, *command, "TIMEOUT", 20000)  # if it were not
+    assert refused.startswith("BUSY ")
+    assert f"the most is {most}: try again later, or with fewer texts" in refused
+    assert as_map(client.execute_command(*SHORT))["tokens"] == expected
+    for entry in requests(client):
+        client.execute_command("INFER.CANCEL", entry["id"])
+    assert all(job.failure().startswith("CANCELLED ") for job in jobs)
+    still_right(client, expected)
+
+
 @pytest.mark.parametrize("max_batch", [1, 16])
 def test_a_thousand_texts_hold_nobody_up(
     server: Server, client: redis.Redis, expected: bytes, max_batch: int
