@@ -53,7 +53,7 @@ class ContextError(InferError):
 
 
 class BusyError(InferError):
-    """The model's queue is full."""
+    """The model's queue is full, or texts to embed take too much memory."""
 
     code = "BUSY"
 
