@@ -155,6 +155,17 @@ def test_a_line_longer_than_a_chunk_is_a_chunk_of_its_own() -> None:
     assert [c.text for c in found] == ["a = 1\n", long + "\n", "b = 2\n"]
 
 
+@pytest.mark.parametrize("path", ["a.py", "a.md", "a.unknown"])
+@pytest.mark.parametrize(
+    "before", ["", "a = 1\n", "def f():\n    a = 1\n", "# Title\n\n## Notes\n\n"]
+)
+def test_a_line_longer_than_a_chunk_repeats_no_other(path: str, before: str) -> None:
+    indent = "    " if before.startswith("def") else ""
+    long = f"{indent}x = [" + "1234, " * 400 + "]\n"
+    found = cut(f"{before}{long}{indent}b = 2\n", path, max_tokens=128, overlap=32)
+    assert long in [c.text for c in found]
+
+
 @pytest.mark.parametrize(
     ("path", "language"),
     [

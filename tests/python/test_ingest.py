@@ -164,6 +164,31 @@ def test_no_chunk_of_several_lines_is_larger_than_asked_for(
             assert client.strlen(f"{{c}}:tok:a.txt#{n}") <= 4 * 96
 
 
+def test_a_long_line_leaves_the_rest_of_a_file_in_large_chunks(
+    loaded: Infer, client: redis.Redis, tmp_path: Path
+) -> None:
+    section = "".join(f"What line {i} says is of no interest.\n" for i in range(12))
+    sections = [f"## Part {k}\n\n{section}\n" for k in range(12)]
+    long = "An unwrapped paragraph about this and that. " * 60 + "\n"
+    statements = "".join(f"    value_{i} = compute({i}, {i + 1})\n" for i in range(100))
+    literal = "    data = [" + "1, 20, 300, " * 80 + "]\n"
+    files = {
+        "a.md": "".join(["# Title\n\n", *sections, f"## Notes\n\n{long}\n", *sections]),
+        "inside.py": f"def f():\n{statements}{literal}{statements}",
+        "outside.py": f"def f():\n{statements}\n\na = 1\n{literal.lstrip()}b = 2\n",
+        "long.txt": long * 8,
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    fill(loaded, tmp_path, chunk_tokens=256, overlap=32)
+    for name, text in files.items():
+        sizes = [
+            client.strlen(f"{{c}}:tok:{name}#{n}") // 4 for n in range(chunks_of(client, name))
+        ]
+        assert np.median(sizes) > 0.4 * 256, name
+        assert sum(size > 256 for size in sizes) == text.count(long) + text.count(literal.lstrip())
+
+
 def test_a_client_that_decodes_does_as_well(
     server: Any, loaded: Infer, client: redis.Redis, folder: Path
 ) -> None:

@@ -65,7 +65,8 @@ def chunks(
     Args:
         max_tokens: of a chunk's :meth:`Chunk.document`.
         overlap: most tokens of the lines before that a chunk repeats, where it begins inside
-            a definition or section.
+            a definition or section. A single line repeats none: it may be as large as it is, and
+            a chunk of several lines is one that a larger ``tokens_per_estimate`` can cut.
     """
     lines = text.split("\n")
     if lines[-1] == "":
@@ -90,7 +91,8 @@ def chunks(
         if start == end:
             continue
         first = start
-        if start and structure.levels[start] and start not in structure.beginnings:
+        inside = start and structure.levels[start] and start not in structure.beginnings
+        if inside and end - start > 1:
             while first and totals[start] - totals[first - 1] <= overlap:
                 first -= 1
             while not lines[first].strip():
