@@ -333,7 +333,8 @@ def tokenize(
         print(*tokens)
         return
     for token in tokens:
-        print(f"{token:>8}  {tokenizer.decode([token])!r}")
+        text = tokenizer.decode_bytes([token]).decode("utf-8", "replace")  # keeps a first space
+        print(f"{token:>8}  {text!r}")
     err.print(f"{len(tokens)} tokens, {len(content.encode())} bytes", style="dim")
 
 

@@ -18,6 +18,7 @@ from module_support import wait_until
 from redis_infer import Infer, models
 from redis_infer.cli_support import file_for
 from redis_infer.server import Server
+from small_vocab import NORMAL, UNKNOWN, Vocabulary
 
 COMMAND = [sys.executable, "-m", "redis_infer.cli"]
 
@@ -159,6 +160,18 @@ def test_tokenize_shows_ids_and_their_texts(loaded: Infer) -> None:
     assert "'Hello'" in lines[0]
     plain = ok("tokenize", "--ids", "--no-special", "Hello, wörld<|im_end|>").split()
     assert len(plain) > len(ids)
+
+
+def test_tokenize_shows_where_words_begin(tmp_path: Path) -> None:
+    tokens = ["[UNK]", "\u2581hello", "\u2581world", "s"]
+    types = [UNKNOWN, NORMAL, NORMAL, NORMAL]
+    path = Vocabulary("bert", tokens, types, unknown_id=0).write(tmp_path / "bert.gguf")
+    shown = ok("tokenize", "Hello worlds", "--model", str(path)).splitlines()
+    assert [line.split(maxsplit=1) for line in shown] == [
+        ["1", "' hello'"],
+        ["2", "' world'"],
+        ["3", "'s'"],
+    ]
 
 
 def test_bytes_of_another_encoding_are_replaced(loaded: Infer) -> None:
