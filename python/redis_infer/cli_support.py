@@ -167,7 +167,8 @@ def only_model(infer: Infer, *, embedder: bool = False, option: str = "--model")
     names = [
         str(model["name"])
         for model in infer.models()
-        if (model.get("architecture") in EMBEDDERS) == embedder
+        if model["state"] == "ready"  # one that is not has no architecture yet
+        and (model["architecture"] in EMBEDDERS) == embedder
     ]
     if len(names) == 1:
         return names[0]

@@ -10,13 +10,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import redis
 
 from module_support import wait_until
 from redis_infer import Infer, models
-from redis_infer.cli_support import file_for
+from redis_infer.cli_support import UsageError, file_for, only_model
 from redis_infer.server import Server
 from small_vocab import NORMAL, UNKNOWN, Vocabulary
 
@@ -105,6 +107,20 @@ def test_a_refusal_of_the_server_keeps_its_code(server: Server, loaded: Infer) -
     done = run("generate", "x", "--url", server.url, "--key", "missing")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("redis-infer: NOKEY ") and done.stderr.count("\n") == 1
+
+
+def test_only_a_model_that_is_ready_is_the_only_one() -> None:
+    def only(*models: dict[str, str], embedder: bool = False) -> str:
+        server: Any = SimpleNamespace(models=lambda: models)
+        return only_model(server, embedder=embedder)
+
+    ready = {"name": "g", "state": "ready", "architecture": "llama"}
+    embedder = {"name": "e", "state": "ready", "architecture": "bert"}
+    coming, going = {"name": "x", "state": "loading"}, {"name": "y", "state": "unloading"}
+    assert only(coming, ready, embedder, going) == "g"
+    assert only(coming, ready, embedder, going, embedder=True) == "e"
+    with pytest.raises(UsageError, match="no model is loaded"):
+        only(coming, embedder)
 
 
 # ---- generate, chat, tokenize ----
