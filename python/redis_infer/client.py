@@ -14,7 +14,7 @@ import contextlib
 import inspect
 import math
 import os
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -23,7 +23,16 @@ import redis.asyncio
 from redis.exceptions import ResponseError
 
 from . import commands, prompts, streaming
-from .commands import Argument, Command, GenerateOptions, Key, RagOptions, Tokens, Vector
+from .commands import (
+    Argument,
+    Command,
+    GenerateOptions,
+    Key,
+    RagOptions,
+    TokenBatch,
+    Tokens,
+    Vector,
+)
 from .errors import from_response
 from .prompts import Inputs, Prompt
 from .results import (
@@ -275,7 +284,7 @@ class Infer:
         See ``docs/commands.md``, INFER.EMBED.
         """
         keys = [keys] if isinstance(keys, (str, bytes)) else list(keys)
-        encoded: Sequence[Tokens] = ()
+        encoded: TokenBatch = ()
         if prompts.are_texts(inputs):
             info = self.info(model)
             tokenizer = tokenizer or prompts.tokenizer_of(info)
@@ -499,7 +508,7 @@ class AsyncInfer:
     ) -> FloatArray:
         """See :meth:`Infer.embed`."""
         keys = [keys] if isinstance(keys, (str, bytes)) else list(keys)
-        encoded: Sequence[Tokens] = ()
+        encoded: TokenBatch = ()
         if prompts.are_texts(inputs):
             info = await self.info(model)
             if tokenizer is None:

@@ -36,6 +36,9 @@ Argument = str | bytes | int | float
 Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
 """Token ids in one dimension: a numpy array of integers, a list of ints."""
 
+TokenBatch = Sequence[Tokens] | npt.NDArray[np.integer[Any]]
+"""Token ids of several texts: a sequence of them, or an array [n_texts, n_tokens]."""
+
 
 Vector = Sequence[float] | npt.NDArray[np.floating[Any]]
 """[dimensions]"""
@@ -208,13 +211,13 @@ def score(
 def embed(
     model: str,
     keys: Key | Iterable[Key],
-    inputs: Sequence[Tokens],
+    inputs: TokenBatch,
     *,
     timeout_ms: int | None = None,
 ) -> Command[FloatArray]:
     names = [keys] if isinstance(keys, (str, bytes)) else list(keys)
     args: list[Argument] = ["INFER.EMBED", model, len(names), *names]
-    if inputs:
+    if len(inputs):  # an array has no truth value
         blobs = [pack_tokens(tokens) for tokens in inputs]
         lengths = np.array([len(blob) // 4 for blob in blobs], "<u4")
         args += ["TOKENS", b"".join(blobs), "LENGTHS", lengths.tobytes()]
@@ -231,7 +234,7 @@ MAX_EMBED_INPUTS = 4096
 def embed_batches(
     model: str,
     keys: Sequence[Key],
-    inputs: Sequence[Tokens],
+    inputs: TokenBatch,
     *,
     timeout_ms: int | None = None,
 ) -> Iterator[Command[FloatArray]]:

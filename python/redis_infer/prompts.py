@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .commands import Tokens
+from .commands import TokenBatch, Tokens
 from .errors import TokenizerError
 from .results import ModelInfo
 
@@ -41,7 +41,7 @@ def encode(tokenizer: Tokenizer, prompt: str | Sequence[Message], *, continues: 
     return tokenizer.encode(tokenizer.render_chat(prompt, add_generation_prompt=True))
 
 
-Inputs = str | Sequence[str] | Sequence[Tokens]
+Inputs = str | Sequence[str] | TokenBatch
 """Texts or token ids to embed: one text, or several of either."""
 
 

@@ -84,6 +84,14 @@ def test_an_unknown_option_is_named() -> None:
         commands.generate("m", "k", None, maxtokens=3)  # type: ignore[call-arg]
 
 
+def test_inputs_of_one_length_may_be_one_array() -> None:
+    rows = [[1, 2, 3], [4, 5, 6]]
+    expected = commands.embed("m", ["k"], rows).args
+    assert commands.embed("m", ["k"], np.array(rows)).args == expected
+    (command,) = commands.embed_batches("m", ["k"], np.array(rows))
+    assert command.args == expected
+
+
 def test_a_prompt_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="no prompt"):
         commands.generate("m", (), None)
