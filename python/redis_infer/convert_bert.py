@@ -146,11 +146,8 @@ def _add_vocabulary(writer: gguf.GGUFWriter, folder: Path, config: Mapping[str, 
         )
     ids = {word: i for i, word in enumerate(words)}
     special = {
-        "unk": options.get("unk_token", "[UNK]"),
-        "sep": options.get("sep_token", "[SEP]"),
-        "cls": options.get("cls_token", "[CLS]"),
-        "pad": options.get("pad_token", "[PAD]"),
-        "mask": options.get("mask_token", "[MASK]"),
+        name: _text_of(options.get(f"{name}_token", f"[{name.upper()}]"))
+        for name in ("unk", "sep", "cls", "pad", "mask")
     }
     missing = [word for word in special.values() if word not in ids]
     if missing:
@@ -177,6 +174,11 @@ def _add_vocabulary(writer: gguf.GGUFWriter, folder: Path, config: Mapping[str, 
     writer.add_pad_token_id(ids[special["pad"]])
     writer.add_uint32("tokenizer.ggml.cls_token_id", ids[special["cls"]])
     writer.add_mask_token_id(ids[special["mask"]])
+
+
+def _text_of(token: Any) -> Any:
+    """The text of a special token: older transformers keep it with its options, in an object."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _add_tensor(writer: gguf.GGUFWriter, source: str, data: Array, kind: str) -> None:

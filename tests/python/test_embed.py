@@ -313,6 +313,16 @@ def test_the_converted_file_says_what_llama_cpp_expects(embedder_path: Path) -> 
     assert tokens[metadata["tokenizer.ggml.cls_token_id"]] == "[CLS]"
 
 
+def test_special_tokens_may_be_objects(tmp_path: Path) -> None:
+    write_bert(tmp_path, n_embd=32, n_head=2, n_layer=1, n_ff=32)
+    expected = convert_bert.convert(tmp_path, tmp_path / "text.gguf").read_bytes()
+    path = tmp_path / "tokenizer_config.json"
+    names = ("unk", "sep", "cls", "pad", "mask")
+    objects = {f"{name}_token": {"content": f"[{name.upper()}]", "lstrip": False} for name in names}
+    path.write_text(json.dumps(json.loads(path.read_text()) | objects))
+    assert convert_bert.convert(tmp_path, tmp_path / "object.gguf").read_bytes() == expected
+
+
 def test_folders_that_are_no_bert_model_are_refused(tmp_path: Path) -> None:
     def convert(**changes: Any) -> None:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
