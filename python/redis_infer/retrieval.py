@@ -136,13 +136,18 @@ class Gap:
 
     @property
     def query(self) -> str:
-        """What similar code is like: the lines around the gap, most of them before it."""
-        first = max(0, self.line - QUERY_LINES_BEFORE)
-        lines = self._lines[first : self.line + QUERY_LINES_AFTER]
-        return f"{self.path} \n{''.join(lines)[-QUERY_CHARS:]}"
+        """What similar code is like: the text around the gap, most of it from before it.
+
+        Below the path at most QUERY_CHARS characters, of them QUERY_CHARS_AFTER from after the gap.
+        """
+        lines, first = self._lines, max(0, self.line - QUERY_LINES_BEFORE)
+        after = "".join(lines[self.line : self.line + QUERY_LINES_AFTER])[:QUERY_CHARS_AFTER]
+        before = "".join(lines[first : self.line])[-(QUERY_CHARS - len(after)) :]
+        return f"{self.path} \n{before}{after}"
 
 
-QUERY_LINES_BEFORE, QUERY_LINES_AFTER, QUERY_CHARS = 16, 4, 1200
+QUERY_LINES_BEFORE, QUERY_LINES_AFTER = 16, 4
+QUERY_CHARS, QUERY_CHARS_AFTER = 1200, 300
 
 MAX_TOKENS_BEFORE, MAX_TOKENS_AFTER = 1024, 512
 """Of the file itself; what is farther from the gap says less than similar code does."""

@@ -343,6 +343,20 @@ def test_a_gap_is_where_the_line_says() -> None:
         retrieval.Gap("p", "a\nb\nc", 4)
 
 
+def test_the_query_of_a_gap_is_mostly_what_is_before_it() -> None:
+    def query(before: str, after: str) -> str:
+        path, _, text = retrieval.Gap("p", before + after, before.count("\n")).query.partition("\n")
+        assert path == "p "
+        return text
+
+    before = "".join(f"line {i}\n" for i in range(20))
+    assert query(before, "a\nb\n") == before[before.index("line 4\n") :] + "a\nb\n"
+    long = "x" * 5000 + "\n"
+    assert query(before[-70:], long).startswith(before[-70:] + "xxx")
+    found = query(long, long.upper())
+    assert len(found) == 1200 and found.count("x") > 800
+
+
 def test_lines_of_a_gap_end_as_everywhere_else() -> None:
     gap = retrieval.Gap("p", "a\fb\u2028c\x85d\r\ne\rf\n", 2)
     assert (gap.before, gap.after) == ("a\fb\u2028c\x85d\ne\n", "f\n")
