@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import itertools
 import secrets
 import select
 from collections.abc import (
@@ -24,6 +26,7 @@ from collections.abc import (
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from .commands import Argument, Command, GenerateOptions, Key, RagOptions, as_map, key_list
@@ -49,7 +52,16 @@ def own_key(keys: Key | Iterable[Key]) -> Key:
     _, brace, rest = first.partition(b"{")
     tag, closing, _ = rest.partition(b"}")
     whole = tag if brace and closing and tag else first
+    if not whole or b"}" in whole:  # hashed as a whole, but no hash tag can hold it
+        whole = _tag_of(key_slot(first))
     return b"infer:stream:{%s}:%s" % (whole, unique.encode())
+
+
+@functools.cache
+def _tag_of(slot: int) -> bytes:
+    """A hash tag of a cluster slot, found in about 16,384 tries."""
+    tags = (b"%x" % i for i in itertools.count())
+    return next(tag for tag in tags if key_slot(tag) == slot)
 
 
 def choose_key(options: GenerateOptions | RagOptions, keys: Key | Iterable[Key]) -> bool:

@@ -85,7 +85,7 @@ def test_pieces_have_logprobs_where_asked_for(loaded: Infer) -> None:
 
 
 def test_a_prompt_of_keys_streams_in_their_slot(loaded: Infer, client: redis.Redis) -> None:
-    for key in ("plain", "{tag}:k", b"\xff{\xfe}"):
+    for key in ("plain", "{tag}:k", b"\xff{\xfe}", "a}b", "{}x", "}{y}", ""):
         loaded.store_tokens(key, loaded.tokenizer("smol").encode(PROMPT))
         stream = loaded.stream("smol", keys=key, max_tokens=300, ignore_eos=True)
         next(stream)
