@@ -37,7 +37,7 @@ def encode(tokenizer: Tokenizer, prompt: str | Sequence[Message], *, continues: 
     token itself. A text gets it if the model wants one, unless it ``continues`` other tokens.
     """
     if isinstance(prompt, str):
-        return tokenizer.encode(prompt, add_special=not continues)
+        return tokenizer.encode(prompt, add_special=not continues, continues=continues)
     return tokenizer.encode(tokenizer.render_chat(prompt, add_generation_prompt=True))
 
 

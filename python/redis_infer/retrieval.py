@@ -58,9 +58,9 @@ def question_of(tokenizer: Tokenizer, question: str, system: str = SYSTEM) -> To
     _, between, after = _turn(tokenizer, system)
     return np.concatenate(
         [
-            tokenizer.encode(between),
-            tokenizer.encode(question, parse_special=False),
-            tokenizer.encode(after),
+            tokenizer.encode(between, continues=True),
+            tokenizer.encode(question, parse_special=False, continues=True),
+            tokenizer.encode(after, continues=True),
         ]
     )
 
@@ -160,7 +160,7 @@ def completion_of(tokenizer: Tokenizer, gap: Gap) -> tuple[TokenArray, TokenArra
     continues the text before it, as at the end of a file.
     """
     first = np.array([tokenizer.bos_id] if tokenizer.add_bos else [], np.uint32)
-    before = tokenizer.encode(gap.before, parse_special=False)[-MAX_TOKENS_BEFORE:]
+    before = tokenizer.encode(gap.before, parse_special=False, continues=True)[-MAX_TOKENS_BEFORE:]
     before = np.concatenate([tokenizer.encode(f"{gap.path}\n", parse_special=False), before])
     fill_in = fill_in_of(tokenizer)
     if fill_in is None:
@@ -170,5 +170,5 @@ def completion_of(tokenizer: Tokenizer, gap: Gap) -> tuple[TokenArray, TokenArra
         np.array([tokenizer.token_id(name)], np.uint32)
         for name in (fill_in.prefix, fill_in.suffix, fill_in.middle)
     )
-    after = tokenizer.encode(gap.after, parse_special=False)[:MAX_TOKENS_AFTER]
+    after = tokenizer.encode(gap.after, parse_special=False, continues=True)[:MAX_TOKENS_AFTER]
     return np.concatenate([first, prefix]), np.concatenate([before, suffix, after, middle])

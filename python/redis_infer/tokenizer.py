@@ -92,6 +92,9 @@ PRE_RULES: Mapping[str, PreRule] = {
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 
+_LOOKED_FOR = (_UNKNOWN, _CONTROL, _USER_DEFINED)
+"""Found in a text before it is cut into words; the first two only with ``parse_special``."""
+
 _SPACE = "\u2581"  # SentencePiece's spelling of a space
 
 
@@ -193,7 +196,12 @@ class Tokenizer:
     # ---- text to tokens ----
 
     def encode(
-        self, text: str, *, add_special: bool = False, parse_special: bool = True
+        self,
+        text: str,
+        *,
+        add_special: bool = False,
+        parse_special: bool = True,
+        continues: bool = False,
     ) -> TokenArray:
         """Token ids [n] of a text.
 
@@ -201,9 +209,19 @@ class Tokenizer:
             add_special: add the beginning (and end) of text where the model wants it.
             parse_special: read control tokens such as ``<|im_end|>`` in the text as such. Pass
                 False for text that others wrote: it then can't forge the end of a turn.
+            continues: other text comes before this one, so that SentencePiece puts no space there.
         """
         engine = self._with_special if parse_special else self._without_special
-        return self._finish(engine.encode(_clean(text), add_special_tokens=False).ids, add_special)
+        text = _clean(text)
+        encoding = engine.encode(text, add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        if continues and self._scores is not None and self._space_prefix:
+            # Up to the first token that is looked for in the text; a space follows each of those.
+            found = (i for i, t in enumerate(ids) if self._types[t] in _LOOKED_FOR)
+            n = next(found, len(ids))
+            end = encoding.offsets[n][0] if n < len(ids) else len(text)
+            ids = self._without_prefix.encode(text[:end], add_special_tokens=False).ids + ids[n:]
+        return self._finish(ids, add_special)
 
     def encode_batch(
         self, texts: Sequence[str], *, add_special: bool = False, parse_special: bool = True
@@ -352,6 +370,13 @@ class Tokenizer:
     @functools.cached_property
     def _without_special(self) -> tokenizers.Tokenizer:
         return self._build(parse_special=False)
+
+    @functools.cached_property
+    def _without_prefix(self) -> tokenizers.Tokenizer:
+        """SentencePiece inside a text, where no token is looked for."""
+        engine = tokenizers.Tokenizer(self._with_special.model)
+        engine.normalizer = normalizers.Replace(" ", _SPACE)
+        return engine
 
     def _build(self, *, parse_special: bool) -> tokenizers.Tokenizer:
         try:

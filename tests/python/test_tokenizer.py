@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from awkward_texts import awkward_texts, with_special_tokens
+from redis_infer import prompts, retrieval
 from redis_infer.errors import TokenizerError
 from redis_infer.gguf_metadata import GGUFError, read_metadata
 from redis_infer.tokenizer import PRE_RULES, Tokenizer
@@ -342,6 +343,41 @@ def test_sentencepiece_decodes_to_what_was_encoded(spm: SimpleNamespace) -> None
         text = text.replace("\u2581", " ")  # SentencePiece can't tell the two apart
         assert spm.ours.decode(ids) == text
         assert spm.ours.decode_bytes(ids) == (b" " if text else b"") + text.encode()
+
+
+def test_sentencepiece_puts_no_space_before_what_continues_a_text(spm: SimpleNamespace) -> None:
+    # In the model's normalizer_spec: name, and field 3, add_dummy_prefix.
+    proto, spec = spm.theirs.serialized_model_proto(), b"identity\x12\x00\x18"
+    assert proto.count(spec + b"\x01") == 1
+    proto = proto.replace(spec + b"\x01", spec + b"\x00")
+    spm_inside = sentencepiece.SentencePieceProcessor(model_proto=proto)
+    assert spm_inside.encode("x") == [spm_inside.piece_to_id("x")]
+    texts = awkward_texts() + [path.read_text("utf-8") for path in TEXTS.glob("*.txt")]
+    assert not differing(
+        texts,
+        lambda text: spm.ours.encode(text, parse_special=False, continues=True),
+        spm_inside.encode,
+    )
+
+    def in_parts(text: str) -> list[int]:
+        """Special tokens too: as before, whatever follows one begins a text."""
+        before, special, rest = text.partition("</s>")
+        ids: list[int] = spm_inside.encode(before)
+        return ids + ([spm.theirs.eos_id()] if special else []) + spm.theirs.encode(rest)
+
+    parts = [a + "</s>" + b for a in ("", "a", " b", "c d ") for b in ("", "e", " f")]
+    assert not differing(parts, lambda text: spm.ours.encode(text, continues=True), in_parts)
+
+
+def test_parts_of_a_prompt_join_without_spaces(spm: SimpleNamespace) -> None:
+    ours = spm.ours
+    tokens = retrieval.question_of(ours, "What is it?", "Be brief.")
+    assert ours.decode_bytes(tokens) == b"\nQuestion: What is it?\nAnswer:"
+    gap = retrieval.Gap("a.py", "def f():\n    return 1\n", 1)
+    _, rest = retrieval.completion_of(ours, gap)
+    assert ours.decode(rest) == "a.py\ndef f():\n"
+    continuing = prompts.encode(ours, "ris", continues=True)
+    assert ours.decode_bytes(continuing) == b"ris"
 
 
 def test_sentencepiece_begins_texts_with_bos_unless_the_file_says_not_to(
