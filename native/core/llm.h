@@ -25,6 +25,7 @@ const char *llm_finish_name(enum llm_finish f); /* "stop", "length", "timeout", 
 
 enum {
     LLM_MAX_STOPS = 16,
+    LLM_MAX_STOP_BYTES = 4096, /* of each: they are kept while the request waits, where Redis' limits of memory do not see them */
     LLM_MAX_LOGPROBS = 20,  /* generate: alternatives of a token */
     LLM_MAX_TOP = 256,      /* score: alternatives at each position; a comparison with a reference wants many */
     LLM_MAX_BATCH = 64,     /* running requests at the most, whatever limits->max_batch says */

@@ -31,8 +31,12 @@ static int check_params(const struct llm_params *p, struct infer_error *err)
     if (p->max_tokens < 1) return infer_fail(err, INFER_ERR, "%d tokens asked for: at least 1", p->max_tokens);
     if (p->n_stops < 0 || p->n_stops > LLM_MAX_STOPS)
         return infer_fail(err, INFER_ERR, "%d stop texts, the most is %d", p->n_stops, LLM_MAX_STOPS);
-    for (int i = 0; i < p->n_stops; i++)
+    for (int i = 0; i < p->n_stops; i++) {
         if (p->stops[i].len == 0) return infer_fail(err, INFER_ERR, "stop text %d is empty", i + 1);
+        if (p->stops[i].len > LLM_MAX_STOP_BYTES)
+            return infer_fail(err, INFER_ERR, "stop text %d has %zu bytes, the most is %d", i + 1, p->stops[i].len,
+                              LLM_MAX_STOP_BYTES);
+    }
     return sampler_check(&p->sampling, err);
 }
 

@@ -87,7 +87,7 @@ static int check(RedisModuleCtx *ctx, const char *command, const struct generati
     if (stream->data && store->data && stream->len == store->len && memcmp(stream->data, store->data, store->len) == 0)
         return reply_fail(err, "ERR", "STREAM and STORE are the same key '%s'", quote(store->data, store->len).text);
     if (store->data && store_check(ctx, store->data, store->len, err) < 0) return -1;
-    return stream->data ? stream_check(ctx, stream, err) : 0;
+    return stream->data ? stream_check(ctx, stream, a->stream_ttl_ms, err) : 0;
 }
 
 static char *copy_key(const struct arg_string *key)

@@ -30,7 +30,9 @@ enum { REDISMODULE_APIVER_1 = 1 };
 
 enum { /* OpenKey, StringDMA */
     REDISMODULE_READ = 1,
-    REDISMODULE_OPEN_KEY_NONOTIFY = 1 << 17, /* a miss is no event; this and the next: 7.2, ignored before */
+    REDISMODULE_OPEN_KEY_NOTOUCH = 1 << 16,  /* LRU and LFU stay; this and the next: 7.2, ignored before */
+    REDISMODULE_OPEN_KEY_NONOTIFY = 1 << 17, /* a miss is no event */
+    REDISMODULE_OPEN_KEY_NOSTATS = 1 << 18,  /* neither hit nor miss */
     REDISMODULE_OPEN_KEY_NOEXPIRE = 1 << 19, /* a key that has expired is missing, but is not deleted now */
 };
 

@@ -15,13 +15,30 @@ static RedisModuleString *text(RedisModuleCtx *ctx, const char *s)
     return RedisModule_CreateString(ctx, s, strlen(s));
 }
 
-int stream_check(RedisModuleCtx *ctx, const struct arg_string *arg, struct reply_error *err)
+static RedisModuleString *number(RedisModuleCtx *ctx, long long value)
+{
+    char digits[24];
+    return RedisModule_CreateString(ctx, digits, (size_t)snprintf(digits, sizeof digits, "%lld", value));
+}
+
+/* For a look at a key that is nobody's read. */
+enum {
+    LOOK = REDISMODULE_READ | REDISMODULE_OPEN_KEY_NOTOUCH | REDISMODULE_OPEN_KEY_NONOTIFY | REDISMODULE_OPEN_KEY_NOSTATS |
+           REDISMODULE_OPEN_KEY_NOEXPIRE,
+};
+
+int stream_check(RedisModuleCtx *ctx, const struct arg_string *arg, long long ttl_ms, struct reply_error *err)
 {
     RedisModuleString *name = RedisModule_CreateString(ctx, arg->data, arg->len);
     RedisModuleString *argv[] = {name, text(ctx, "*"), text(ctx, "i"), text(ctx, "0")};
     int result = store_allowed(ctx, "STREAM", "XADD", argv, 4, err);
+    if (result == 0 && ttl_ms) {
+        RedisModuleString *expire[] = {name, number(ctx, ttl_ms)};
+        result = store_allowed(ctx, "STREAM", "PEXPIRE", expire, 2, err);
+        RedisModule_FreeString(ctx, expire[1]);
+    }
     if (result == 0) {
-        RedisModuleKey *key = RedisModule_OpenKey(ctx, name, REDISMODULE_READ);
+        RedisModuleKey *key = RedisModule_OpenKey(ctx, name, LOOK);
         int type = key ? RedisModule_KeyType(key) : REDISMODULE_KEYTYPE_EMPTY;
         if (key) RedisModule_CloseKey(key);
         if (type != REDISMODULE_KEYTYPE_EMPTY && type != REDISMODULE_KEYTYPE_STREAM)
@@ -32,16 +49,10 @@ int stream_check(RedisModuleCtx *ctx, const struct arg_string *arg, struct reply
     return result;
 }
 
-static RedisModuleString *number(RedisModuleCtx *ctx, long long value)
-{
-    char digits[24];
-    return RedisModule_CreateString(ctx, digits, (size_t)snprintf(digits, sizeof digits, "%lld", value));
-}
-
 /* The key may be another one than that of the last entry: made anew, or made to stay. */
 static bool expires(RedisModuleCtx *ctx, RedisModuleString *name)
 {
-    RedisModuleKey *key = RedisModule_OpenKey(ctx, name, REDISMODULE_READ);
+    RedisModuleKey *key = RedisModule_OpenKey(ctx, name, LOOK);
     bool result = key && RedisModule_GetExpire(key) != REDISMODULE_NO_EXPIRE;
     if (key) RedisModule_CloseKey(key);
     return result;

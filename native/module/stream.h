@@ -15,8 +15,9 @@ struct stream {
     uint64_t renewed_us; /* when the expiry was set last; 0: never */
 };
 
-/* Whether entries could be added now: -1 and *err if the key holds something else, or the server takes no writes. */
-int stream_check(RedisModuleCtx *ctx, const struct arg_string *key, struct reply_error *err);
+/* Whether the user may add entries to the key now and, if ttl_ms is not 0, let it expire: -1 and *err if not, if the key holds
+ * something else, or the server takes no writes. */
+int stream_check(RedisModuleCtx *ctx, const struct arg_string *key, long long ttl_ms, struct reply_error *err);
 
 struct stream_field {
     const char *name;

@@ -59,19 +59,21 @@ static void call_for(enum due due)
     int before = atomic_load(&w.due);
     do {
         if (before >= (int)due) return;
+        if (due == DUE_NOW) atomic_store(&w.called_at, platform_now_us()); /* before a turn can see it */
     } while (!atomic_compare_exchange_weak(&w.due, &before, (int)due));
-    if (due == DUE_NOW) atomic_store(&w.called_at, platform_now_us());
     atomic_fetch_add(&w.n_calls, 1);
     RedisModule_EventLoopAddOneShot(on_call, NULL);
 }
 
 void writer_push(struct write_item *item)
 {
-    enum due due = item->urgent ? DUE_NOW : DUE_LATER; /* once pushed it may be gone */
+    enum due due = item->urgent ? DUE_NOW : DUE_LATER; /* once pushed it may be gone, */
+    atomic_fetch_add(&w.n_calls, 1); /* and with it the last request: the module stays until the call below is made */
     item->next = atomic_load(&w.arrivals);
     while (!atomic_compare_exchange_weak(&w.arrivals, &item->next, item)) {
     }
     call_for(due);
+    atomic_fetch_sub(&w.n_calls, 1);
 }
 
 static void take_arrivals(void)
@@ -96,8 +98,10 @@ static void on_turn(RedisModuleCtx *ctx, void *unused)
     bool refused = false;
     w.timer_set = false;
     /* Before the arrivals are taken: whoever comes after that calls again. */
-    if (atomic_exchange(&w.due, NOT_DUE) == DUE_NOW)
-        histogram_add(&w.latency.wait, began - atomic_load(&w.called_at));
+    if (atomic_exchange(&w.due, NOT_DUE) == DUE_NOW) {
+        uint64_t called = atomic_load(&w.called_at); /* perhaps a moment ago */
+        histogram_add(&w.latency.wait, began > called ? began - called : 0);
+    }
     take_arrivals();
     if (!w.first) return; /* an earlier turn had them all */
     while (w.first && now - began < WRITER_TURN_US) {

@@ -790,7 +790,11 @@ static void parameters_out_of_range_are_refused(void)
     struct text_stop empty = {.text = "", .len = 0};
     p = generate(1), p.stops = &empty, p.n_stops = 1;
     CHECK(!llm_request_create(e, &p, &err) && strstr(err.message, "stop text 1"));
-    p.n_stops = LLM_MAX_STOPS + 1;
+    static const char text[LLM_MAX_STOP_BYTES + 1] = "a";
+    struct text_stop large = {.text = text, .len = LLM_MAX_STOP_BYTES + 1};
+    p.stops = &large;
+    CHECK(!llm_request_create(e, &p, &err) && strstr(err.message, "stop text 1 has 4097 bytes"));
+    p.stops = &empty, p.n_stops = LLM_MAX_STOPS + 1;
     CHECK(!llm_request_create(e, &p, &err) && strstr(err.message, "17"));
     e->ops->free(e);
 }

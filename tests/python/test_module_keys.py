@@ -141,7 +141,13 @@ def test_a_user_who_may_only_read_writes_nothing(
         client.execute_command("ACL", "SETUSER", "reader", "+set")
         made = generate(reader, *command[1:], "STORE", "mine")
         assert client.get("mine") == made["tokens"]
-    assert client.acl_log()[0]["object"] == "xadd"
+        assert client.acl_log()[0]["object"] == "xadd"
+        client.execute_command("ACL", "SETUSER", "reader", "+xadd")
+        client.xadd("log", {"entry": 1})
+        with pytest.raises(redis.exceptions.NoPermissionError, match="'pexpire' command"):
+            generate(reader, *command[1:], "STREAM", "log", "TTL", 1)
+        generate(reader, *command[1:], "STREAM", "log")
+        assert client.ttl("log") == -1
     client.execute_command("ACL", "DELUSER", "reader")
 
 
