@@ -85,7 +85,8 @@ static int parse_one(const char *text, int least)
 
 static struct options parse_options(int argc, char **argv)
 {
-    struct options o = {.threads = {1, {platform_cpu_count()}}, .prompts = {1, {512}}, .depths = {1, {0}},
+    int n_cpus = platform_cpu_count();
+    struct options o = {.threads = {1, {n_cpus < POOL_MAX_THREADS ? n_cpus : POOL_MAX_THREADS}}, .prompts = {1, {512}}, .depths = {1, {0}},
                         .batches = {1, {1}}, .n_decode = 64, .repeats = 5};
     static const struct option longs[] = {{"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {0}};
     for (int c; (c = getopt_long(argc, argv, "m:t:p:n:d:b:r:h", longs, NULL)) != -1;)
@@ -223,6 +224,20 @@ static double step_bytes(const struct model *m)
     return (double)m->weight_bytes - (m->tied ? 0 : embedding);
 }
 
+/* The matrices that the last layer leaves out for tokens whose output nobody asks for. */
+static double left_out_macs(const struct model *m, double *bytes)
+{
+    const struct layer *l = &m->layers[m->hp.n_layer - 1];
+    const struct weight *w[] = {&l->wq, &l->wo, &l->gate, &l->up, &l->down};
+    double macs = 0;
+    *bytes = 0;
+    for (size_t j = 0; j < sizeof w / sizeof *w; j++) {
+        macs += weight_macs(w[j]);
+        *bytes += (double)w[j]->row_bytes * w[j]->n_out;
+    }
+    return macs;
+}
+
 /* ---- measuring ---- */
 
 struct bench {
@@ -339,6 +354,11 @@ static void measure(struct bench *b, int threads, const char *what, int tokens, 
     r.bytes = steps * step_bytes(b->m) + n_seqs * kv_bytes * (is_prefill ? (double)steps * (depth + tokens / 2.0) : keys);
     r.macs = n_seqs * (tokens * layer_macs(b->m) + attention_macs(hp, keys) +
                        (is_prefill ? 1 : tokens) * weight_macs(&b->m->output));
+    if (is_prefill) { /* only the last token's output is asked for */
+        double bytes, macs = left_out_macs(b->m, &bytes);
+        r.bytes -= (steps - 1) * (bytes + (double)b->m->output.row_bytes * b->m->output.n_out);
+        r.macs -= (tokens - 1) * macs + attention_macs(hp, keys - depth - tokens) / hp->n_layer;
+    }
     for (int i = -1; i < b->o.repeats; i++) { /* the first one warms up */
         for (int j = 0; j < n_seqs; j++) s[j].n_tokens = depth;
         uint64_t start = platform_now_us();
