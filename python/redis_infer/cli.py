@@ -335,7 +335,7 @@ def tokenize(
     for token in tokens:
         text = tokenizer.decode_bytes([token]).decode("utf-8", "replace")  # keeps a first space
         print(f"{token:>8}  {text!r}")
-    err.print(f"{len(tokens)} tokens, {len(content.encode())} bytes", style="dim")
+    err.print(f"{len(tokens)} tokens, {len(content.encode(errors='replace'))} bytes", style="dim")
 
 
 @models_app.command("list")

@@ -102,11 +102,11 @@ def sidecar(
     def say(what: str) -> None:
         err.print(what, style="dim")
 
+    folder.mkdir(parents=True, exist_ok=True)  # before what takes long
     result = measure.run(server, program, file_for(model), plan, say)
     result["note"] = note
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
-    (folder / "README.md").write_text(report.markdown(result))
+    (folder / "README.md").write_text(report.markdown(result), encoding="utf-8")
     if plots:
         drawing.write(result, folder)
     out.print(f"{folder}/README.md has the tables, result.json everything")

@@ -287,6 +287,7 @@ class Infer:
         encoded: TokenBatch = ()
         if prompts.are_texts(inputs):
             info = self.info(model)
+            prompts.check_ready(info)
             tokenizer = tokenizer or prompts.tokenizer_of(info)
             context = info["context"] if truncate else None
             encoded = prompts.encode_inputs(tokenizer, inputs, context=context)
@@ -511,6 +512,7 @@ class AsyncInfer:
         encoded: TokenBatch = ()
         if prompts.are_texts(inputs):
             info = await self.info(model)
+            prompts.check_ready(info)
             if tokenizer is None:
                 tokenizer = await asyncio.to_thread(prompts.tokenizer_of, info)
             context = info["context"] if truncate else None

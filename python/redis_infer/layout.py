@@ -13,6 +13,7 @@ A corpus ``name`` is, in one hash slot:
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ class Settings:
         values: dict[str, str | bytes | int] = {
             "version": VERSION,
             "id": self.id,
-            "root": self.root,
+            "root": os.fsencode(self.root),
             "model": self.model,
             "tokenizer": self.tokenizer,
             "embed_model": self.embed_model,

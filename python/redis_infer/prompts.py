@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .commands import TokenBatch, Tokens
-from .errors import TokenizerError
+from .errors import NoModelError, TokenizerError
 from .results import ModelInfo
 
 if TYPE_CHECKING:
@@ -81,12 +81,20 @@ def check_query(query: str | Tokens | None, embed_model: str | None) -> None:
         raise ValueError("embed_model needs a query to embed")
 
 
+def check_ready(info: ModelInfo) -> None:
+    """Raises NoModelError for a model that is being loaded or unloaded, as its commands do."""
+    if info["state"] != "ready":
+        raise NoModelError(f"NOMODEL model '{info['name']}' is not ready: it is {info['state']}")
+
+
 def tokenizer_of(info: ModelInfo) -> Tokenizer:
     """The tokenizer in the file of a loaded model, if that file can be read here.
 
     Raises:
         TokenizerError: it can't, because the server runs elsewhere or the file is private.
+        NoModelError: the model is being loaded or unloaded.
     """
+    check_ready(info)
     path = Path(info["path"])
     try:
         status = path.stat()

@@ -97,11 +97,14 @@ class Entries:
         self.n_tokens = 0
         self.text_bytes = 0
         self.complete = True  # nothing was deleted before it was read
+        self._passing = False  # what comes may still be an earlier request's
 
     def start_after(self, newest: Any) -> None:
-        """Passes over what a stream held before the request; of XREVRANGE's reply."""
+        """Passes over what a stream held before the request, and over the rest of an earlier one
+        that is still ending; of XREVRANGE's reply."""
         if newest:
             self.position = newest[0][0]
+            self._passing = "finish_reason" not in as_map(newest[0][1])
 
     def take(self, reply: Any) -> list[Piece]:
         """The pieces of a reply of either protocol, up to the end of the request."""
@@ -110,6 +113,9 @@ class Entries:
         for position, fields in entries:
             self.position = position
             entry = as_map(fields)
+            if self._passing and entry.get("i") != b"0":
+                continue
+            self._passing = False
             if "finish_reason" in entry:
                 self.last = entry
             piece = _piece(entry)

@@ -191,6 +191,8 @@ def test_tokenize_shows_where_words_begin(tmp_path: Path) -> None:
 
 
 def test_bytes_of_another_encoding_are_replaced(loaded: Infer) -> None:
+    shown = subprocess.run([*COMMAND, "tokenize", b"caf\xe9!"], capture_output=True, check=False)
+    assert shown.returncode == 0
     ids = loaded.tokenizer("smol").encode("caf\ufffd!").tolist()
     made = subprocess.run(
         [*COMMAND, "tokenize", "--ids", "-"],

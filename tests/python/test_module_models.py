@@ -27,6 +27,7 @@ from module_support import (
     pack,
     wait_until,
 )
+from redis_infer import NoModelError, prompts
 from redis_infer.server import Server
 
 
@@ -166,6 +167,8 @@ def test_info_tells_of_a_model_that_is_being_loaded(own: Server, other: redis.Re
         "a load is met",
     )
     assert found == {"name": b"m", "state": b"loading"}
+    with pytest.raises(NoModelError, match="'m' is not ready: it is loading"):
+        prompts.tokenizer_of({"name": "m", "state": "loading"})
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,22 @@ async def test_an_earlier_request_is_passed_over_in_asyncio(
     check([piece async for piece in stream], stream.result, expected)
 
 
+def test_the_rest_of_a_request_that_is_still_ending_is_passed_over() -> None:
+    def entry(i: int, **more: str) -> list[bytes]:
+        fields = {"i": str(i), "text": "x", **more}
+        return [word.encode() for field in fields.items() for word in field]
+
+    entries = streaming.Entries()
+    entries.start_after([[b"1-0", entry(4, token="9")]])
+    old = [[b"2-0", entry(5, token="9")], [b"3-0", entry(6, finish_reason="cancelled")]]
+    new = [[b"4-0", entry(0, token="7")], [b"5-0", entry(1, finish_reason="stop")]]
+    assert entries.take([[b"s", old]]) == []
+    assert entries.last is None
+    assert [piece.token for piece in entries.take([[b"s", new]])] == [7, None]
+    assert entries.last is not None
+    assert entries.last["finish_reason"] == b"stop"
+
+
 # ---- streams of others ----
 
 

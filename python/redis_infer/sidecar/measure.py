@@ -7,8 +7,7 @@ Assembly is everything between the client's decision to ask and its first token 
 model computing: the time until the first token is in the client's hands, less the time that the
 server says its model took for it. For INFER.GENERATE that is ``first_token_us - queue_us``, for
 llama-server ``timings.prompt_ms``. The two differ: llama-server's has the search for the known
-prefix in it, which is to its favour, and not the sampling of the token, which costs it some
-microseconds (the synthetic model's vocabulary is small for this reason).
+prefix in it, which is to its favour. Both have the sampling of the first token in them.
 """
 
 from __future__ import annotations
@@ -617,6 +616,7 @@ def run(llama_server: Path, program: Path, model: Path, plan: Plan, say: Say) ->
     say(f"with {model.name}")
     longest = max(n for n, _ in plan.model_contexts)
     with _pair(llama_server, program, model, plan.threads, 1, longest + 2 * plan.output) as pair:
+        result["options"]["llama_server"] += pair.options()
         result["agreement"] = _agreement(pair, plan, ids)
         result["tokenization"] = _tokenization(pair, plan, tokenizer, ids)
         result["first_token"] = _contexts(

@@ -164,7 +164,10 @@ class LlamaServer:
         )
 
     def _read(self, request: urllib.request.Request) -> dict[str, Any]:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        direct = urllib.request.build_opener(
+            urllib.request.ProxyHandler({})
+        )  # whatever http_proxy says
+        with direct.open(request, timeout=30) as answer:
             result: dict[str, Any] = json.load(answer)
             return result
 

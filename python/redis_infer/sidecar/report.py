@@ -29,7 +29,7 @@ _STATIONS = """\
 
 Known prompts over unix sockets, microseconds. "A: admit" and "A: queue" are INFER.GENERATE's
 `admit_us` and `queue_us`. "B: llama-server" is what is left of the time to its first event without
-the client's parts and `timings.prompt_ms`: reading, parsing, queueing, sampling, writing. B is the
+the client's parts and `timings.prompt_ms`: reading, parsing, queueing, writing. B is the
 faster one of both, with flash attention or without.
 
 """
