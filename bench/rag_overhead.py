@@ -122,6 +122,17 @@ def measure(
     print(f"VSIM's own time, mean: {own:.0f} us, alone {alone:.0f} us; recall@{HITS} {recall:.3f}")
 
 
+QUANT_TYPES = {"Q8": "int8", "BIN": "bin", "NOQUANT": "f32"}  # as VINFO names them
+
+
+def holds(client: redis.Redis, n: int, quantization: str) -> bool:
+    """Whether the vector set is there already, as it is wanted."""
+    if client.execute_command("VCARD", VSET) != n:
+        return False
+    kind = commands.as_map(client.execute_command("VINFO", VSET))["quant-type"]
+    return (kind.decode() if isinstance(kind, bytes) else kind) == QUANT_TYPES[quantization]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vectors", type=int, default=100_000)
@@ -141,7 +152,7 @@ def main() -> None:
         server.client(socket_timeout=None) as client,
     ):
         client.execute_command("INFER.MODEL LOAD", "m", model.name)
-        if client.execute_command("VCARD", VSET) != arguments.vectors:
+        if not holds(client, arguments.vectors, arguments.quantization):
             client.flushall()
             fill(client, arguments.vectors, centers, arguments.quantization)
             if arguments.rdb is not None:
