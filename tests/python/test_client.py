@@ -127,7 +127,7 @@ def test_a_tokenizer_can_be_given(server: Server, loaded: Infer) -> None:
 
 def test_a_model_file_that_is_not_here_needs_a_tokenizer() -> None:
     with pytest.raises(TokenizerError, match=r"from_gguf.*or give token ids or keys"):
-        prompts.tokenizer_of({"name": "m", "path": "/nowhere/model.gguf"})
+        prompts.tokenizer_of({"name": "m", "state": "ready", "path": "/nowhere/model.gguf"})
 
 
 # ---- options ----
