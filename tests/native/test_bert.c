@@ -9,6 +9,7 @@
 #include "bert_model.h"
 #include "bert_writer.h"
 #include "check.h"
+#include "engine_test.h"
 #include "encoder.h"
 #include "kernels.h"
 #include "platform.h"
@@ -336,14 +337,6 @@ static int admit(struct engine *e, struct client *c, struct infer_error *err)
     c->r->base.timing.admitted_at = platform_now_us();
     atomic_store(&c->r->base.state, REQUEST_QUEUED);
     return e->ops->embed(e, c->r, err);
-}
-
-static void check_idle(struct engine *e)
-{
-    struct engine_stats s;
-    e->ops->get_stats(e, &s);
-    CHECKF(s.running == 0 && s.queued == 0, "%d running, %d queued", s.running, s.queued);
-    CHECK(s.requests == s.finished + s.cancelled + s.timed_out + s.failed);
 }
 
 static void a_single_text_does_not_wait_for_thousands(void)

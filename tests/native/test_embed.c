@@ -7,6 +7,7 @@
 #include "bert.h"
 #include "bert_writer.h"
 #include "check.h"
+#include "engine_test.h"
 #include "embed.h"
 #include "kernels.h"
 #include "llm.h"
@@ -113,31 +114,6 @@ static void must_admit(struct engine *e, struct client *c)
     struct infer_error err = {0};
     int rc = admit(e, c, &err);
     CHECKF(rc == 0, "refused: %s", err.message);
-}
-
-static void drain(struct engine *e, struct pool *p)
-{
-    int steps = 0;
-    while (e->ops->step(e, p) && steps < 100000) steps++;
-    CHECK(steps < 100000);
-}
-
-static struct engine_stats stats(struct engine *e)
-{
-    struct engine_stats s;
-    e->ops->get_stats(e, &s);
-    return s;
-}
-
-static void check_idle(struct engine *e)
-{
-    struct engine_stats s = stats(e);
-    CHECKF(s.running == 0 && s.queued == 0, "%d running, %d queued", s.running, s.queued);
-    CHECKF(s.kv.pages_active == 0, "%d pages in use", s.kv.pages_active);
-    CHECKF(s.requests == s.finished + s.cancelled + s.timed_out + s.failed, "%d of %d requests counted",
-           (int)(s.finished + s.cancelled + s.timed_out + s.failed), (int)s.requests);
-    CHECKF(atomic_load(&e->n_open) == 0, "%d open", atomic_load(&e->n_open));
-    CHECKF(atomic_load(&e->embed_bytes) == 0, "%zu bytes open", atomic_load(&e->embed_bytes));
 }
 
 static const float *vector(const struct client *c, int i)

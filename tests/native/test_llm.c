@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "check.h"
+#include "engine_test.h"
 #include "decoder.h"
 #include "gguf_writer.h"
 #include "kernels.h"
@@ -145,23 +146,6 @@ static void must_admit(struct engine *e, struct client *c)
     struct infer_error err = {0};
     int rc = admit(e, c, &err);
     CHECKF(rc == 0, "refused: %s", err.message);
-}
-
-/* Steps until nothing is left to do; no more than a number that no test here needs. */
-static void drain(struct engine *e, struct pool *p)
-{
-    int steps = 0;
-    while (e->ops->step(e, p) && steps < 100000) steps++;
-    CHECK(steps < 100000);
-}
-
-static void check_idle(struct engine *e)
-{
-    struct engine_stats s;
-    e->ops->get_stats(e, &s);
-    CHECKF(s.running == 0 && s.queued == 0, "%d running, %d queued", s.running, s.queued);
-    CHECKF(s.kv.pages_active == 0, "%d pages in use", s.kv.pages_active);
-    CHECK(s.requests == s.finished + s.cancelled + s.timed_out + s.failed);
 }
 
 static void random_prompt(uint32_t *tokens, int n)
