@@ -16,7 +16,7 @@ import pytest
 import redis
 
 import hashing_embedder
-from redis_infer import Corpus, CorpusError, Infer, VectorSetsMissingError
+from redis_infer import Corpus, CorpusError, Infer, VectorSetsMissingError, layout
 from redis_infer.ingest import Progress, Report, ingest
 from redis_infer.ingest.chunking import Chunk
 from redis_infer.results import FloatArray
@@ -516,3 +516,12 @@ def test_a_server_without_vector_sets_is_refused(model_path: Path, tmp_path: Pat
             pytest.skip("the system's Redis has Vector Sets")
         with pytest.raises(VectorSetsMissingError, match="use Redis 8 or newer"):
             fill(infer, tmp_path)
+
+
+def test_a_root_whose_name_is_not_utf8_is_kept() -> None:
+    root = os.fsdecode(b"/srv/caf\xe9")
+    probe = np.ones(3, np.float32)
+    made = layout.Settings("id", root, "m", "t", "e", probe, 384, 32, 1)
+    stored = [v if isinstance(v, bytes) else str(v).encode() for v in made.as_hash()]
+    fields = dict(zip(stored[::2], stored[1::2], strict=True))
+    assert layout.Settings.from_hash("c", fields).root == root
