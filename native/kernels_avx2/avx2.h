@@ -16,10 +16,11 @@ enum { AVX2_SLAB = 1024 }; /* elements of a row that are packed at a time: 26 KB
 
 /* A slab of a tile as the multiplication reads it. */
 struct avx2_packed {
-    uint8_t q[AVX2_SLAB / 4][ROW_TILE][4];      /* unsigned, the format's zero not taken off; matmul_few: or nibbles */
+    uint8_t q[AVX2_SLAB / 4][ROW_TILE][4];      /* unsigned, the format's zero not taken off; or nibbles (matmul_few), or signed */
     float d[AVX2_SLAB / ACT_BLOCK][ROW_TILE];   /* by 32 elements */
     float m[AVX2_SLAB / 16][ROW_TILE];           /* by sub-block */
-    int16_t factor[AVX2_SLAB / 16][ROW_TILE][2]; /* by sub-block of 16: the integer scale, twice */
+    /* By sub-block of 16: the integer scale, twice. Signed bytes, by 32: an int32_t, minus the sum of the negative ones. */
+    int16_t factor[AVX2_SLAB / 16][ROW_TILE][2];
 };
 
 /* Packs n_blocks blocks of the eight rows p, p+stride, ... into rows 8*half .. of the tile. */
@@ -35,6 +36,9 @@ struct avx2_format {
 };
 
 extern const struct avx2_format avx2_formats[TYPE_COUNT];
+
+/* Q8_0 as it is, signed. */
+avx2_pack_fn avx2_pack_q8_0_signed;
 
 typedef void avx2_matmul_fn(const struct weight *w, int row0, int row1, const struct act *a, float *y,
                             size_t ld_y, void *scratch);

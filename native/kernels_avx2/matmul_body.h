@@ -164,6 +164,8 @@ static const struct shape *shape_of(const struct avx2_format *f)
     return s;
 }
 
+static avx2_pack_fn *pack_of(const struct avx2_format *f) { return f->bits == 8 && !PRODUCT_Q8_ZERO ? avx2_pack_q8_0_signed : f->pack; }
+
 static int zero_of(const struct avx2_format *f) { return f->bits == 8 ? PRODUCT_Q8_ZERO : f->zero; }
 
 /* The corrections of activation rows t0 .. t0+n_t-1. */
@@ -263,7 +265,7 @@ static void multiply_tile_of(struct matmul_scratch *s, const struct weight *w, i
     for (int k = 0; k < a->n; k += AVX2_SLAB) {
         int n = a->n - k < AVX2_SLAB ? a->n - k : AVX2_SLAB, n_blocks = n / f->block;
         size_t at = (size_t)(k / f->block) * f->block_bytes;
-        for (int h = 0; h < n_halves; h++) f->pack(&s->packed, h, p[h] + at, w->row_bytes, n_blocks);
+        for (int h = 0; h < n_halves; h++) pack_of(f)(&s->packed, h, p[h] + at, w->row_bytes, n_blocks);
         if (k + n == a->n) claim(y + (size_t)t0 * ld_y + r, ld_y, 0, n_t < CLAIMED ? n_t : CLAIMED);
         struct ahead ahead = {next_tile + ROW_TILE * at, next_tile + ROW_TILE * (at + (size_t)n_blocks * f->block_bytes)};
         multiply_slab(s, &tile, a, t0, n_t, k, n, &ahead, y + (size_t)t0 * ld_y, ld_y);

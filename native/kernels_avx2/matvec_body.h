@@ -95,6 +95,7 @@ INLINE void scale16(struct sink *s, int i, __m256 d, const __m256i factor[2], co
     }
 }
 
+#define UNPACK8_MULTIPLIES
 #include "unpack8.h"
 
 /* Rows that are multiplied together: lane i is row first + i * step. Of consecutive ones, row `from` and up are wanted, below

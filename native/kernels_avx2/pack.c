@@ -17,6 +17,8 @@ EXPAND_FORMAT(DEFINE_PACK, Q4_K_FORMAT)
 EXPAND_FORMAT(DEFINE_PACK, Q5_K_FORMAT)
 EXPAND_FORMAT(DEFINE_PACK, Q6_K_FORMAT)
 
+EXPAND_FORMAT(DEFINE_PACK_AS, avx2_pack_q8_0_signed, true, Q8_0_FORMAT(0))
+
 #define FORMAT(name, elements, sub_elements, n_bits, offset_by, min) \
     {.block = elements, .sub = sub_elements, .bits = n_bits, .zero = offset_by, .has_min = min, \
      .block_bytes = sizeof(struct block_##name), .pack = pack_##name}

@@ -6,8 +6,9 @@
  * zero is taken off, a whole sub-block can: 8 of 5 bits, 4 of 6. Sums that begin with what it takes off wrap around
  * on their way and end at most at 32512 (2 * 127 * 16 * 8, 2 * 127 * 32 * 4).
  *
- * 8-bit weights are made signed again and their sign moved to the activation: a pair is then at most
- * 2 * 127 * 128 = 32512. */
+ * The sign of 8-bit weights is moved to the activation: a pair is then at most 2 * 127 * 128 = 32512. In tiles ~q stands for
+ * -q, which is one operation on any port where VPSIGNB is confined to those of the products; each negative weight's product
+ * then lacks the weight's magnitude, whose sum over a sub-block is packed with it. A pair is at least 2 * 128 * -128 = -32768. */
 #ifndef INFER_AVX2_PRODUCT_H
 #define INFER_AVX2_PRODUCT_H
 
@@ -17,7 +18,7 @@
 #include "avx2.h"
 #include "simd.h"
 
-/* What dot_put_signed and dot_tile leave to be taken off: Q8_0's offset is undone here. */
+/* What dot_put_signed and dot_tile leave to be taken off of Q8_0, which stays signed here. */
 enum { PRODUCT_Q8_ZERO = 0 };
 
 INLINE __m256i widen16(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
@@ -126,34 +127,42 @@ INLINE void dot_tile_pairs(__m256i acc[][2], bool add, const __m256i factor[2], 
     }
 }
 
-/* 8 bits, packed with an offset of 128. */
-INLINE void dot_tile_8(__m256i acc[][2], const uint8_t *w, const int8_t *q, size_t ld, int n_t, int n_groups)
+/* Signed bytes. start: what the sums of the tile's two halves begin with. */
+INLINE void dot_tile_8(__m256i acc[][2], const __m256i start[2], const uint8_t *w, const int8_t *q, size_t ld, int n_t, int n_groups)
 {
-    const __m256i offset = _mm256_set1_epi8((char)128);
+#pragma GCC unroll 8
+    for (int t = 0; t < n_t; t++) acc[t][0] = start[0], acc[t][1] = start[1];
 #pragma GCC unroll 8
     for (int g = 0; g < n_groups; g++) {
-        __m256i w0 = _mm256_xor_si256(load_group(w, g, 0), offset), w1 = _mm256_xor_si256(load_group(w, g, 1), offset);
+        __m256i magnitude[2], negative[2];
+        for (int h = 0; h < 2; h++) {
+            __m256i v = load_group(w, g, h);
+            magnitude[h] = _mm256_abs_epi8(v);
+            negative[h] = _mm256_cmpgt_epi8(_mm256_setzero_si256(), v);
+        }
 #pragma GCC unroll 8
         for (int t = 0; t < n_t; t++) {
             __m256i b = broadcast4(q + (size_t)t * ld + 4 * g);
-            add_sum(&acc[t][0], g == 0, pair_signed(w0, b));
-            add_sum(&acc[t][1], g == 0, pair_signed(w1, b));
-            SETTLE(acc[t][0]);
-            SETTLE(acc[t][1]);
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; h++) {
+                __m256i pairs = _mm256_maddubs_epi16(magnitude[h], _mm256_xor_si256(b, negative[h]));
+                acc[t][h] = _mm256_add_epi32(acc[t][h], widen16(pairs));
+                SETTLE(acc[t][h]);
+            }
         }
     }
 }
 
 /* sum = ACT_BLOCK elements of a packed tile times n_t rows of q, ld apart, as floats: each sub-block's sum begins with start[t *
  * ld_start] (if there is one; the next sub-block's follows) and is multiplied by its factors (of sub-blocks of 16). w: the
- * first of them. */
+ * first of them. 8 bits: begins with what `factor` has. */
 INLINE void dot_tile(__m256 sum[][2], const int32_t *start, size_t ld_start, bool has_start, const uint8_t *w,
                      const int16_t (*factor)[ROW_TILE][2], const int8_t *q, size_t ld, int n_t, int sub, int bits)
 {
     const __m256i one = _mm256_set1_epi16(1), ones[2] = {one, one};
     __m256i acc[8][2];
     if (bits == 8) {
-        dot_tile_8(acc, w, q, ld, n_t, sub / 4);
+        dot_tile_8(acc, (const __m256i *)factor[0], w, q, ld, n_t, sub / 4);
     } else if (sub == ACT_BLOCK) {
         dot_tile_pairs(acc, false, ones, start, ld_start, has_start, w, q, ld, n_t, sub / 4, bits);
     } else {

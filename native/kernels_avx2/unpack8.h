@@ -13,6 +13,9 @@
  *                           nibbles of each row, as in the file. In blocks of 32, group i in the low and 4 + i in the high ones;
  *                           in Q4_K, group i % 8 of sub-block i / 8 * 2 in the low and of the next sub-block in the high ones
  *
+ * UNPACK8_MULTIPLIES is defined by those who multiply what they are handed at once, so that vectors have more to do than general
+ * registers.
+ *
  * The work is in turning rows into lanes: 16 bytes of eight rows are a 4x4 transposition
  * of 32-bit words in each half of the register, eight shuffles, done while the nibbles are
  * still packed. What lies in whole words at the same place of a block (6-bit scales, fifth
@@ -30,8 +33,9 @@ INLINE void load_words(__m256i w[4], const uint8_t *p, size_t stride)
 #pragma GCC unroll 4
     for (size_t i = 0; i < 4; i++) {
         __m128i low = _mm_loadu_si128((const __m128i *)(p + i * stride));
-        __m128i high = _mm_loadu_si128((const __m128i *)(p + (i + 4) * stride));
-        r[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+        /* loaded into both halves and blended: VINSERTI128 from memory keeps the ports of shuffles and shifts busy */
+        __m256i high = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(p + (i + 4) * stride)));
+        r[i] = _mm256_blend_epi32(_mm256_castsi128_si256(low), high, 0xf0);
     }
     __m256i a = _mm256_unpacklo_epi32(r[0], r[1]), b = _mm256_unpacklo_epi32(r[2], r[3]);
     __m256i c = _mm256_unpackhi_epi32(r[0], r[1]), d = _mm256_unpackhi_epi32(r[2], r[3]);
@@ -41,7 +45,21 @@ INLINE void load_words(__m256i w[4], const uint8_t *p, size_t stride)
     w[3] = _mm256_unpackhi_epi64(c, d);
 }
 
-/* The two halves-precision floats of each lane, low and high 16 bits. */
+/* The half-precision float at p of rows 0..7: in general registers, which have time where vectors have none. */
+INLINE __m256 load_f16(const uint8_t *p, size_t stride)
+{
+    uint64_t four[2] = {0, 0};
+#pragma GCC unroll 8
+    for (size_t i = 0; i < 8; i++) {
+        uint16_t h;
+        memcpy(&h, p + i * stride, sizeof h);
+        four[i / 4] |= (uint64_t)h << (16 * (i % 4));
+        __asm__("" : "+r"(four[i / 4])); /* GCC would make vectors of the parts */
+    }
+    return _mm256_cvtph_ps(_mm_set_epi64x((long long)four[1], (long long)four[0]));
+}
+
+/* The two half-precision floats of each lane, low and high 16 bits. */
 INLINE void split_f16(__m256i pairs, __m256 *low, __m256 *high)
 {
     const __m256i even_first = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,
@@ -68,7 +86,14 @@ INLINE __m256 high_f16(__m256i pairs)
 }
 
 /* Byte i of each lane. */
-INLINE __m256i byte_of(__m256i v, int i) { return _mm256_and_si256(_mm256_srli_epi32(v, 8 * i), _mm256_set1_epi32(255)); }
+INLINE __m256i byte_of(__m256i v, int i)
+{
+    const int none = (int)0x80808000; /* in the upper three bytes */
+    if (i == 0) return _mm256_and_si256(v, _mm256_set1_epi32(255));
+    if (i == 3) return _mm256_srli_epi32(v, 24);
+    const __m256i first = _mm256_setr_epi32(none, none + 4, none + 8, none + 12, none, none + 4, none + 8, none + 12);
+    return _mm256_shuffle_epi8(v, _mm256_add_epi32(first, _mm256_set1_epi32(i)));
+}
 INLINE __m256i signed_byte_of(__m256i v, int i) { return _mm256_srai_epi32(_mm256_slli_epi32(v, 24 - 8 * i), 24); }
 INLINE __m256 byte_float(__m256i v, int i) { return _mm256_cvtepi32_ps(byte_of(v, i)); }
 
@@ -98,28 +123,29 @@ INLINE void put_nibbles(struct sink *s, const __m256i w[4])
 
 INLINE void unpack8_q4_0(struct sink *s, const uint8_t *p, size_t stride)
 {
-    __m256i head[4], w[4];
+    __m256i w[4];
     load_words(w, p + offsetof(struct block_q4_0, nibbles), stride);
     put_nibbles(s, w);
-    load_words(head, p, stride);
-    scale(s, 0, low_f16(head[0]), _mm256_setzero_ps());
+    scale(s, 0, load_f16(p, stride), _mm256_setzero_ps());
 }
 
 /* m of Q4_1 and Q5_1 is added in the format, taken off here: its sign bit is flipped. */
-INLINE void scale_added(struct sink *s, __m256i dm)
-{
-    __m256 d, m;
-    split_f16(dm, &d, &m);
-    scale(s, 0, d, _mm256_xor_ps(m, _mm256_set1_ps(-0.0f)));
-}
+INLINE void scale_added(struct sink *s, __m256 d, __m256 m) { scale(s, 0, d, _mm256_xor_ps(m, _mm256_set1_ps(-0.0f))); }
 
 INLINE void unpack8_q4_1(struct sink *s, const uint8_t *p, size_t stride)
 {
-    __m256i head[4], w[4];
-    load_words(head, p, stride);
+    __m256 d, m;
+    __m256i w[4];
     load_words(w, p + offsetof(struct block_q4_1, nibbles), stride);
     put_nibbles(s, w);
-    scale_added(s, head[0]);
+#ifdef UNPACK8_MULTIPLIES
+    d = load_f16(p + offsetof(struct block_q4_1, d), stride);
+    m = load_f16(p + offsetof(struct block_q4_1, m), stride);
+#else
+    load_words(w, p, stride);
+    split_f16(w[0], &d, &m);
+#endif
+    scale_added(s, d, m);
 }
 
 /* w with bit 4 of its bytes set by bits 4g .. 4g+3 of each lane of `bits`. */
@@ -145,32 +171,33 @@ INLINE void put_five_bits(struct sink *s, const __m256i w[4], __m256i bits)
 INLINE void unpack8_q5_0(struct sink *s, const uint8_t *p, size_t stride)
 {
     __m256i head[4], w[4];
-    load_words(head, p, stride); /* d and the lower half of the fifth bits, their upper half */
+    load_words(head, p + offsetof(struct block_q5_0, high), stride);
     load_words(w, p + offsetof(struct block_q5_0, nibbles), stride);
-    put_five_bits(s, w, _mm256_or_si256(_mm256_srli_epi32(head[0], 16), _mm256_slli_epi32(head[1], 16)));
-    scale(s, 0, low_f16(head[0]), _mm256_setzero_ps());
+    put_five_bits(s, w, head[0]);
+    scale(s, 0, load_f16(p, stride), _mm256_setzero_ps());
 }
 
 INLINE void unpack8_q5_1(struct sink *s, const uint8_t *p, size_t stride)
 {
+    __m256 d, m;
     __m256i head[4], w[4];
     load_words(head, p, stride); /* d and m, the fifth bits */
     load_words(w, p + offsetof(struct block_q5_1, nibbles), stride);
     put_five_bits(s, w, head[1]);
-    scale_added(s, head[0]);
+    split_f16(head[0], &d, &m);
+    scale_added(s, d, m);
 }
 
 INLINE void unpack8_q8_0(struct sink *s, const uint8_t *p, size_t stride)
 {
-    __m256i head[4], w[4];
+    __m256i w[4];
 #pragma GCC unroll 2
     for (int part = 0; part < 2; part++) {
         load_words(w, p + offsetof(struct block_q8_0, q) + 16 * part, stride);
 #pragma GCC unroll 4
         for (int g = 0; g < 4; g++) put_signed(s, 0, 4 * part + g, w[g]);
     }
-    load_words(head, p, stride);
-    scale(s, 0, low_f16(head[0]), _mm256_setzero_ps());
+    scale(s, 0, load_f16(p, stride), _mm256_setzero_ps());
 }
 
 /* ---- super-blocks of 256 ---- */
