@@ -4,8 +4,8 @@
 
 The server logs where a key's tokens lie (infer.trace-admission). gdb then sets hardware
 watchpoints on four words of them, which no access of the process escapes, and each access is
-printed with the functions that made it. INFER.GENERATE should read each word in core's append
-only, twice: to check the id, and to take it over. GET shows what a copy looks like. Fails if
+printed with the functions that made it. INFER.GENERATE should touch each word in core's append
+only, which takes the ids over and checks them there. GET shows what a copy looks like. Fails if
 anything else touches the words.
 
 Needs gdb and the right to trace other processes (root, or kernel.yama.ptrace_scope 0); Linux.

@@ -273,7 +273,8 @@ INLINE struct scales_k load_scales_k(const struct rows *r)
     };
 }
 
-/* High nibbles stay where they are, 16 times too large, and their scale is 16 times smaller: the same bits. */
+/* High nibbles stay where they are, 16 times too large, and their scale is 16 times smaller: the same bits, unless that is subnormal
+ * after it is multiplied by the activation's (below 2^-122: activations below 2^-92), or the product of both overflows (above 1e32). */
 INLINE void walk_q4_K(const struct rows *rows, int n_blocks, sink_fn *sink, void *ctx)
 {
     struct rows moving = begin(rows), *r = &moving;

@@ -136,7 +136,7 @@ static int search_one_by_one(RedisModuleCtx *ctx, const struct retrieve_query *q
         if (!s->attributes[i]) return reply_fail(err, "ERR", "VGETATTR: %s", strerror(errno));
         if (is_error(s->attributes[i])) return reply_fail_call(err, "VGETATTR", s->attributes[i]);
     }
-    return 0;
+    return s->n_hits == 0 ? check_vset(ctx, q, err) : 0;
 }
 
 static int search(RedisModuleCtx *ctx, const struct retrieve_query *q, struct search *s, struct reply_error *err)

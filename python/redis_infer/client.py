@@ -104,7 +104,7 @@ class Infer:
         self._run(commands.unload(name))
 
     def models(self) -> list[ModelInfo]:
-        """The loaded models. INFER.MODEL LIST."""
+        """All models; of one that is being loaded or unloaded name and state only. INFER.MODEL LIST."""
         return self._run(commands.models())
 
     def info(self, name: str) -> ModelInfo:
@@ -180,7 +180,8 @@ class Infer:
             timeout_s: most seconds from one entry to the next; then it raises TimeoutError.
 
         Leaving the loop early has no effect on the request. A key that holds several
-        requests' entries is read up to the end of the first.
+        requests' entries is read up to the end of the first. The result has no ``admit_us``
+        and no log-probabilities: the stream's last entry does not tell them.
         """
         return Stream(streaming.follow(self._client.connection_pool, key, self._read, timeout_s))
 
@@ -366,7 +367,7 @@ class Infer:
 
 
 class AsyncInfer:
-    """:class:`Infer` for asyncio: the same methods, to be awaited."""
+    """:class:`Infer` for asyncio: the same methods, to be awaited; streams with ``async for``."""
 
     def __init__(self, client: redis.asyncio.Redis, *, tokenizer: Tokenizer | None = None) -> None:
         _expect(client, redis.asyncio.Redis, "AsyncInfer")

@@ -68,7 +68,7 @@ class GenerateOptions(TypedDict, total=False):
     seed: int
     """The same seed gives the same tokens."""
     stop: str | Sequence[str]
-    """Texts that end the generation; they are not part of the result."""
+    """Texts that end the generation; they are not part of the text."""
     ignore_eos: bool
     """Do not stop at the model's end-of-text tokens."""
     logprobs: int

@@ -133,7 +133,7 @@ class Corpus:
         embed: computes the vectors of questions where those of the corpus came from
             outside; from n texts to [n, dimensions].
 
-    Every method raises :class:`CorpusError` if there is no such corpus.
+    Every method but :meth:`sources` raises :class:`CorpusError` if there is no such corpus.
     """
 
     def __init__(self, infer: Infer, name: str, *, embed: Embed | None = None) -> None:

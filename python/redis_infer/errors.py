@@ -23,31 +23,34 @@ class ModuleMissingError(InferError):
 
 
 class NoModelError(InferError):
-    """No model of that name is loaded."""
+    """No model of that name is ready, or it was unloaded meanwhile."""
 
     code = "NOMODEL"
 
 
 class NoKeyError(InferError):
-    """A key of the prompt does not exist."""
+    """A key of the prompt, or the vector set, does not exist."""
 
     code = "NOKEY"
 
 
 class WrongTypeError(InferError):
-    """A key holds something other than a string."""
+    """A key of the prompt holds no string, or the key of ``stream`` no stream."""
 
     code = "WRONGTYPE"
 
 
 class BadTokensError(InferError):
-    """Token data whose length is no multiple of 4, or an id outside the vocabulary."""
+    """A length that is no multiple of 4, an id outside the vocabulary, or no tokens at all."""
 
     code = "BADTOKENS"
 
 
 class ContextError(InferError):
-    """Prompt and output together do not fit the model's context."""
+    """Prompt and output, or a text to embed, do not fit the model's context.
+
+    Or a model is to be loaded with more context than it was made for, or than fits its KV memory.
+    """
 
     code = "CONTEXT"
 
@@ -59,7 +62,7 @@ class BusyError(InferError):
 
 
 class RequestCancelledError(InferError):
-    """The request was cancelled before it could reply."""
+    """The request was cancelled, or ran out of time, before it had a result."""
 
     code = "CANCELLED"
 
@@ -84,7 +87,9 @@ def missing(package: str | None) -> ImportError:
     )
 
 
-_VECTOR_SET_COMMAND = re.compile(r"unknown command '?V[A-Z]+\b", re.IGNORECASE)
+_NO_VECTOR_SETS = re.compile(
+    r"unknown command '?V[A-Z]+\b|this server has no Vector Sets", re.IGNORECASE
+)
 
 _BY_CODE: dict[str, type[InferError]] = {
     kind.code: kind
@@ -103,7 +108,7 @@ _BY_CODE: dict[str, type[InferError]] = {
 def from_response(error: ResponseError) -> ResponseError:
     """The exception that an error reply to one of our commands should raise."""
     message = str(error)
-    if _VECTOR_SET_COMMAND.match(message):
+    if _NO_VECTOR_SETS.match(message):
         return VectorSetsMissingError(
             "the server has no Vector Sets, which corpora and INFER.RAG need: use Redis 8 or newer"
         )

@@ -27,14 +27,14 @@ class Generation:
 
     text: str
     tokens: TokenArray
-    """[output_tokens] What was generated, an end-of-text token included."""
+    """[output_tokens] What was generated, an end-of-text token and a stop text's included."""
     finish_reason: FinishReason
     prompt_tokens: int
     cached_tokens: int
     """Prompt tokens whose keys and values were still there from an earlier request."""
     output_tokens: int
     admit_us: int
-    """Microseconds to read the keys and check the tokens, on Redis' main thread."""
+    """Microseconds to admission, on Redis' main thread: parsing, searching, reading the keys."""
     queue_us: int
     """Microseconds between admission and the first step that worked on the prompt."""
     first_token_us: int

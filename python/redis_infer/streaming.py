@@ -174,7 +174,7 @@ class Stream(Iterator[Piece], Generic[R]):
     """
 
     result: R | None = None
-    """The whole generation, once the iteration has come to its end."""
+    """The generation, once the iteration has come to its end."""
 
     def __init__(self, pieces: Generator[Piece, None, R]) -> None:
         self._pieces = pieces

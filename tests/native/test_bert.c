@@ -396,6 +396,52 @@ static void requests_can_be_cancelled_timed_out_and_aborted(void)
     free(data);
 }
 
+/* Around what one step takes: ENCODER_TEXTS texts, BERT_STEP_TOKENS tokens. Every text has the vector that it has alone. */
+static void steps_are_filled_to_their_last_text_and_token(void)
+{
+    static const struct {
+        int n_texts, n_tokens; /* of each text but the last, */
+        int n_last;            /* which has these */
+    } cases[] = {
+        {ENCODER_TEXTS - 1, 3, 3}, {ENCODER_TEXTS, 3, 3}, {ENCODER_TEXTS + 1, 3, 3}, {2 * ENCODER_TEXTS + 1, 1, 1},
+        {4, 128, 127}, {4, 128, 128}, {4, 128, 129}, {5, 128, 1}, {BERT_STEP_TOKENS / 8, 8, 8}, {BERT_STEP_TOKENS / 8, 8, 9},
+    };
+    unsigned char *data;
+    struct engine *e = load(&data, 10);
+    struct pool *p = make_pool(2);
+    struct infer_error err;
+    fill_tokens(100);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int n = cases[i].n_texts, n_embd;
+        struct client all = {.r = embed_request_create(e, &err)};
+        for (int j = 0; j < n; j++) {
+            int n_tokens = j == n - 1 ? cases[i].n_last : cases[i].n_tokens;
+            CHECK(embed_request_add(all.r, tokens + j % 31, (size_t)n_tokens * 4, "input", &err) == 0);
+        }
+        CHECK(admit(e, &all, &err) == 0);
+        while (e->ops->step(e, p)) {
+        }
+        CHECK(all.n_done == 1 && all.r->base.error.code == INFER_OK && all.r->n_done == n);
+        n_embd = all.r->n_embd;
+        for (int j = 0; j < n; j++) {
+            struct client one = {.r = embed_request_create(e, &err)};
+            int n_tokens = j == n - 1 ? cases[i].n_last : cases[i].n_tokens;
+            CHECK(embed_request_add(one.r, tokens + j % 31, (size_t)n_tokens * 4, "input", &err) == 0);
+            CHECK(admit(e, &one, &err) == 0);
+            while (e->ops->step(e, p)) {
+            }
+            CHECKF(memcmp(one.r->vectors, all.r->vectors + (ptrdiff_t)j * n_embd, (size_t)n_embd * sizeof(float)) == 0,
+                   "text %d of %d, %d tokens", j, n, n_tokens);
+            embed_request_free(one.r);
+        }
+        embed_request_free(all.r);
+        check_idle(e);
+    }
+    e->ops->free(e);
+    pool_free(p);
+    free(data);
+}
+
 /* Pairs and triples of lengths, so that the arrays grow from every size to every other one nearby. */
 static void inputs_of_any_length_lie_one_behind_the_other(void)
 {
@@ -460,6 +506,7 @@ int main(void)
     RUN(what_is_not_implemented_is_refused_by_name);
     RUN(a_single_text_does_not_wait_for_thousands);
     RUN(requests_can_be_cancelled_timed_out_and_aborted);
+    RUN(steps_are_filled_to_their_last_text_and_token);
     RUN(inputs_of_any_length_lie_one_behind_the_other);
     RUN(bad_input_is_refused_and_leaves_the_request_as_it_was);
     return check_result();

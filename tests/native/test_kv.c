@@ -388,6 +388,42 @@ static void a_full_arena_still_runs_a_prompt_that_would_copy_its_only_page(void)
     kv_free(c);
 }
 
+/* Every length around the ends of pages that a small arena has room for: computed, found again, and after another prompt. */
+static void a_small_arena_runs_whatever_fits_it(void)
+{
+    enum { MOST = 4 };
+    static const int lengths[] = {1, 2, KV_PAGE - 1, KV_PAGE, KV_PAGE + 1, 2 * KV_PAGE - 1, 2 * KV_PAGE, 2 * KV_PAGE + 1, 3 * KV_PAGE - 1,
+                                  3 * KV_PAGE, 3 * KV_PAGE + 1, 4 * KV_PAGE};
+    uint32_t a[MOST * KV_PAGE], b[MOST * KV_PAGE];
+    fill(a, MOST * KV_PAGE, 1);
+    memcpy(b, a, sizeof b);
+    for (int pages = 1; pages <= MOST; pages++)
+        for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+            struct kv_cache *c = cache_of(pages);
+            int n = lengths[i], whole = (n - 1) / KV_PAGE * KV_PAGE, needed = (n + KV_PAGE - 1) / KV_PAGE;
+            struct kv_stats s;
+            if (needed > pages) {
+                CHECK(run(c, a, n) == KV_NO_ROOM);
+            } else {
+                CHECK(run(c, a, n) == 0);
+                /* part of a page is copied, if there is a page to copy it to */
+                int found = run(c, a, n);
+                CHECKF(found == (needed < pages ? n - 1 : whole), "%d pages, %d tokens: found %d", pages, n, found);
+                b[n / 2] = 77; /* begins alike */
+                CHECK(run(c, b, n) <= n / 2);
+                b[n / 2] = a[n / 2];
+                found = run(c, a, n);
+                CHECK(found >= 0 && found < n);
+            }
+            kv_get_stats(c, &s);
+            CHECK(s.pages_active == 0 && s.pages_cached + s.pages_free == pages);
+            struct kv_seq all;
+            CHECK(kv_seq_start(c, &all, b, 1, pages * KV_PAGE, 0) == 0 && kv_seq_reserve(&all, pages * KV_PAGE) == 0);
+            kv_seq_end(&all, b, 0);
+            kv_free(c);
+        }
+}
+
 static void an_ended_or_never_started_sequence_can_be_ended_again(void)
 {
     struct kv_cache *c = cache_of(2);
@@ -486,6 +522,7 @@ int main(void)
     RUN(prompts_that_take_turns_are_all_known_in_the_end_if_they_fit);
     RUN(a_sequence_starts_only_when_its_pages_are_sure);
     RUN(a_full_arena_still_runs_a_prompt_that_would_copy_its_only_page);
+    RUN(a_small_arena_runs_whatever_fits_it);
     RUN(an_ended_or_never_started_sequence_can_be_ended_again);
     RUN(a_budget_below_one_page_is_refused_with_both_sizes);
     RUN(random_sequences_hold_their_own_values_and_give_every_page_back);

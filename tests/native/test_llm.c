@@ -51,13 +51,14 @@ static void write_model(const char *architecture, enum tensor_type type)
 
 static struct engine_limits limits;
 
+static const struct hparams shape = {.n_layer = 2, .n_head_kv = 2, .k_dim = 16, .v_dim = 16}; /* of random_model_defaults */
+
 static struct engine *load_with(const struct kernels *k, int max_batch, int max_queue, int pages)
 {
     struct infer_error err;
-    struct hparams hp = {.n_layer = 2, .n_head_kv = 2, .k_dim = 16, .v_dim = 16}; /* of random_model_defaults */
     atomic_store(&limits.max_batch, max_batch);
     atomic_store(&limits.max_queue, max_queue);
-    struct engine_config c = {.kv_bytes = (size_t)pages * kv_page_bytes(&hp), .kernels = k, .limits = &limits};
+    struct engine_config c = {.kv_bytes = (size_t)pages * kv_page_bytes(&shape), .kernels = k, .limits = &limits};
     struct engine *e = engine_load(model_path, &c, &err);
     if (!e) fprintf(stderr, "%s\n", err.message), exit(1);
     return e;
@@ -740,6 +741,133 @@ static void a_context_beyond_model_or_budget_is_refused(void)
     CHECK(engine_load("/nonexistent/model.gguf", &c, &err) == NULL && strstr(err.message, "/nonexistent/model.gguf"));
 }
 
+/* Around the ends of pages, where the cache has as many as the context needs and no more. */
+static void a_context_is_filled_to_its_last_token(void)
+{
+    enum { MOST = 2 * KV_PAGE + 1 };
+    static const int sizes[] = {1, 2, KV_PAGE - 1, KV_PAGE, KV_PAGE + 1, 2 * KV_PAGE, MOST};
+    uint32_t prompt[MOST];
+    random_prompt(prompt, MOST);
+    struct llm_params score = {.kind = LLM_SCORE, .n_logprobs = 0}, embed = {.kind = LLM_EMBED}, p = generate(1);
+    struct pool *pool = make_pool(1);
+    struct engine *large = load(1, 8, 64);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        int n = sizes[i], pages = (n + KV_PAGE - 1) / KV_PAGE;
+        struct infer_error err = {0};
+        struct engine_config config = {.n_ctx = n, .kv_bytes = (size_t)pages * kv_page_bytes(&shape), .kernels = best(), .limits = &limits};
+        struct engine *e = engine_load(model_path, &config, &err);
+        REQUIRE(e);
+        CHECK(e->info.n_ctx == n);
+        for (int round = 0; round < 2; round++) { /* the second time with pages that the first left */
+            struct client c[] = {prepare(e, prompt, n, &score), prepare(e, prompt, n, &embed), prepare(large, prompt, n, &score),
+                                 prepare(large, prompt, n, &embed)};
+            for (int j = 0; j < 4; j++) must_admit(j < 2 ? e : large, &c[j]);
+            drain(e, pool);
+            drain(large, pool);
+            for (int j = 0; j < 4; j++) CHECKF(c[j].n_done == 1 && c[j].r->base.error.code == INFER_OK, "request %d of %d tokens", j, n);
+            if (n > 1) CHECK(memcmp(c[0].r->logprob, c[2].r->logprob, (size_t)(n - 1) * sizeof(float)) == 0);
+            CHECK(memcmp(c[1].r->embedding, c[3].r->embedding, (size_t)c[1].r->n_embedding * sizeof(float)) == 0);
+            for (int j = 0; j < 4; j++) llm_request_free(c[j].r);
+        }
+        struct client last = prepare(e, prompt, n > 1 ? n - 1 : 1, &p);
+        if (n > 1) {
+            must_admit(e, &last);
+            drain(e, pool);
+            CHECK(last.r->n_output == 1 && last.r->finish == LLM_LENGTH);
+        } else { /* no room for any output */
+            CHECK(admit(e, &last, &err) == -1 && err.code == INFER_CONTEXT);
+        }
+        llm_request_free(last.r);
+        check_idle(e);
+        e->ops->free(e);
+    }
+    check_idle(large);
+    large->ops->free(large);
+    pool_free(pool);
+}
+
+/* A score leads: generations whose prompts begin like its tokens wait for it, up to a page's end or in the middle of one. */
+static void a_generation_that_follows_a_score_is_as_if_alone(void)
+{
+    enum { MOST = 2 * KV_PAGE + 1, OUT = 5, N = 4 };
+    static const int sizes[] = {KV_PAGE - 1, KV_PAGE, KV_PAGE + 1, 2 * KV_PAGE};
+    uint32_t prompt[MOST];
+    random_prompt(prompt, MOST);
+    struct pool *pool = make_pool(2);
+    struct llm_params score = {.kind = LLM_SCORE, .n_logprobs = 0}, p = generate(OUT), alone = generate(OUT), score_alone = score;
+    alone.no_cache = score_alone.no_cache = true;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        int n = sizes[i];
+        struct engine *e = load(8, 8, 32), *other = load(1, 8, 32);
+        struct client c[N] = {prepare(e, prompt, n, &score), prepare(e, prompt, n, &p), prepare(e, prompt, n + 1, &p), prepare(e, prompt, n - 1, &p)};
+        struct client by_itself[N] = {prepare(other, prompt, n, &score_alone), prepare(other, prompt, n, &alone),
+                                      prepare(other, prompt, n + 1, &alone), prepare(other, prompt, n - 1, &alone)};
+        for (int j = 0; j < N; j++) must_admit(e, &c[j]);
+        drain(e, pool);
+        for (int j = 0; j < N; j++) {
+            must_admit(other, &by_itself[j]);
+            drain(other, pool);
+            CHECK(c[j].n_done == 1 && c[j].r->base.error.code == INFER_OK);
+            if (j == 0) CHECK(memcmp(c[0].r->logprob, by_itself[0].r->logprob, (size_t)(n - 1) * sizeof(float)) == 0);
+            else CHECKF(memcmp(c[j].r->tokens, by_itself[j].r->tokens, (size_t)(c[j].r->n_prompt + OUT) * sizeof(uint32_t)) == 0, "request %d of %d tokens", j, n);
+            llm_request_free(by_itself[j].r);
+            llm_request_free(c[j].r);
+        }
+        check_idle(e);
+        e->ops->free(e);
+        other->ops->free(other);
+    }
+    pool_free(pool);
+}
+
+/* Of many that end in one step each has its own results, whatever the sizes that their arrays have grown to. */
+static void requests_that_end_in_one_step_keep_their_own_results(void)
+{
+    enum { N = 9 };
+    static const int outputs[] = {1, 2, 7, 8, 9, 16, 17, 64, 65};
+    uint32_t prompt[N][40];
+    struct pool *pool = make_pool(2);
+    struct engine *e = load(N, N, 64), *other = load(1, N, 64);
+    for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++) {
+        int out = outputs[i];
+        struct client c[N], alone[N];
+        for (int j = 0; j < N; j++) {
+            random_prompt(prompt[j], 40);
+            struct llm_params p = generate(out);
+            p.n_logprobs = j % 3 == 0 ? LLM_MAX_LOGPROBS : j % 3 == 1 ? 0 : -1;
+            c[j] = prepare(e, prompt[j], 40, &p);
+            alone[j] = prepare(other, prompt[j], 40, &p);
+            must_admit(e, &c[j]);
+        }
+        int done = 0, before = 0;
+        while (!done && e->ops->step(e, pool)) {
+            for (int j = 0; j < N; j++) done += c[j].n_done;
+            before += !done;
+        }
+        CHECKF(done == N && before >= out - 1, "%d ended together, after %d steps", done, before);
+        for (int j = 0; j < N; j++) {
+            must_admit(other, &alone[j]);
+            drain(other, pool);
+            const struct llm_request *r = c[j].r, *a = alone[j].r;
+            CHECK(r->n_output == out && a->n_output == out && c[j].n_outputs == out);
+            CHECK(memcmp(r->tokens, a->tokens, (size_t)(40 + out) * sizeof(uint32_t)) == 0);
+            int top = r->params.n_logprobs;
+            if (top >= 0) CHECK(memcmp(r->logprob, a->logprob, (size_t)out * sizeof(float)) == 0);
+            if (top > 0) {
+                CHECK(memcmp(r->top_ids, a->top_ids, (size_t)(top * out) * sizeof *r->top_ids) == 0);
+                CHECK(memcmp(r->top_logprobs, a->top_logprobs, (size_t)(top * out) * sizeof *r->top_logprobs) == 0);
+            }
+            CHECK(r->text.len == a->text.len && memcmp(r->text.bytes, a->text.bytes, r->text.len) == 0);
+            llm_request_free(c[j].r);
+            llm_request_free(alone[j].r);
+        }
+        check_idle(e);
+    }
+    e->ops->free(e);
+    other->ops->free(other);
+    pool_free(pool);
+}
+
 static void tokens_are_read_from_any_address_and_checked(void)
 {
     struct engine *e = load(1, 1, 64);
@@ -914,6 +1042,9 @@ int main(void)
     RUN(requests_wait_for_pages_and_none_fails);
     RUN(what_cannot_fit_is_refused_with_its_numbers);
     RUN(a_context_beyond_model_or_budget_is_refused);
+    RUN(a_context_is_filled_to_its_last_token);
+    RUN(a_generation_that_follows_a_score_is_as_if_alone);
+    RUN(requests_that_end_in_one_step_keep_their_own_results);
     RUN(tokens_are_read_from_any_address_and_checked);
     RUN(parameters_out_of_range_are_refused);
     RUN(clients_of_all_kinds_leave_nothing_behind);

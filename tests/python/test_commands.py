@@ -244,6 +244,7 @@ def test_a_missing_token_key_is_none() -> None:
         ("CANCELLED by INFER.CANCEL", errors.RequestCancelledError),
         ("unknown command 'INFER.GENERATE', with args", errors.ModuleMissingError),
         ("unknown command 'VCARD', with args", errors.VectorSetsMissingError),
+        ("this server has no Vector Sets (VSIM), which", errors.VectorSetsMissingError),
     ],
 )
 def test_an_error_code_chooses_the_class(message: str, kind: type[errors.InferError]) -> None:

@@ -343,6 +343,54 @@ def test_skipbad_goes_on_without_it_and_reports_it(
     assert_prompt_is(corpus, made, [*chunk(0), 21, 22, *chunk(2)])
 
 
+@pytest.mark.parametrize("bad", [(0,), (2,), (0, 2), (0, 1), (1, 2)])
+def test_what_is_left_between_bad_hits_is_separated_once(
+    corpus: redis.Redis, bad: tuple[int, ...]
+) -> None:
+    for i in bad:
+        corpus.append(key(i), pack([49152]))
+    made = rag(
+        corpus, *QUERY, "TOPN", 3, "BETWEEN", "{c}:between", "SKIPBAD", *BRIEF, "LOGPROBS", 5
+    )
+    good = [i for i in range(3) if i not in bad]
+    assert used(made) == [(f"e{i}", 5 + i) for i in good]
+    assert [element for element, _ in made["skipped"]] == [b"e%d" % i for i in bad]
+    tokens: list[int] = []
+    for i in good:
+        tokens += ([21, 22] if tokens else []) + chunk(i)
+    assert_prompt_is(corpus, made, tokens)
+
+
+def test_a_bad_hit_takes_nothing_of_the_budget(corpus: redis.Redis) -> None:
+    """Its faulty token is the last of as many as fit: all that was read of it makes room again."""
+    corpus.append(key(0), pack([49152]))
+    made = rag(corpus, *QUERY, "TOPN", 3, "BUDGET", 6, "SKIPBAD", *BRIEF, "LOGPROBS", 5)
+    assert used(made) == [("e1", 6), ("e2", 0)]
+    assert [element for element, _ in made["skipped"]] == [b"e0"]
+    assert_prompt_is(corpus, made, chunk(1))
+
+
+def test_if_all_hits_are_bad_the_rest_is_the_prompt(corpus: redis.Redis) -> None:
+    for i in range(3):
+        corpus.append(key(i), pack([49152]))
+    run = (*QUERY, "TOPN", 3, "BETWEEN", "{c}:between", "BUDGET", 8, "SKIPBAD", *BRIEF)
+    made = rag(corpus, *run, "AFTER", "{c}:after", "LOGPROBS", 5)
+    assert used(made) == []
+    assert [element for element, _ in made["skipped"]] == [b"e0", b"e1", b"e2"]
+    assert_prompt_is(corpus, made, [31, 32, 33, 34])
+    assert rag_error(corpus, *run).startswith("BADTOKENS the prompt is empty")
+    assert_idle(corpus)
+
+
+def test_a_thousand_hits(corpus: redis.Redis) -> None:
+    for i in range(8, 1001):
+        corpus.set(key(i), pack([1000 + i]))
+        add(corpus, f"e{i}", 0.8 + 0.001 * i, {"tokens": key(i)})
+    made = rag(corpus, *QUERY, "TOPN", 1000, "EF", 2000, *BRIEF)
+    assert [n for _, n in used(made)] == [5 + i for i in range(8)] + [1] * 992
+    assert made["prompt_tokens"] == len(chunks(8)) + 992
+
+
 def test_without_faults_nothing_is_skipped(corpus: redis.Redis) -> None:
     assert rag(corpus, *QUERY, *BRIEF)["skipped"] == []
 

@@ -258,6 +258,19 @@ def test_each_number_of_clients_begins_with_contexts_that_are_known_on_both_side
     assert not turns
 
 
+def test_the_kv_cache_holds_what_llama_servers_slots_do(model_path: Path) -> None:
+    with (
+        Server(model_dir=model_path.parent, config={"infer.kv-memory": "8mb"}) as server,
+        server.client() as client,
+    ):
+        small = measure._load(Infer(client), model_path, 1, 64)
+        assert small["kv_bytes"] <= 8 << 20
+        Infer(client).unload(measure.MODEL)
+        large = measure._load(Infer(client), model_path, 3, 1000)
+        assert large["kv_pages"] == 2 * 3 * 16
+        assert [model["name"] for model in Infer(client).models()] == [measure.MODEL]
+
+
 UNIX = [way for way in measure.WAYS if way[1] == "unix"]
 
 

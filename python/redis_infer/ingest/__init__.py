@@ -121,7 +121,7 @@ def ingest(
 
     Raises:
         CorpusError: the corpus was made from another folder, with another tokenizer,
-            embedding model or chunk size; or was dropped meanwhile.
+            embedding model, chunk size or overlap; or was dropped meanwhile.
         VectorSetsMissingError: the server is older than Redis 8.
         NotADirectoryError: ``root`` is no folder.
         OSError: ``root`` cannot be listed.

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import redis
 
-from .. import Infer, __version__
+from .. import Infer, ModelInfo, __version__
 from ..server import Server
 from ..tokenizer import Tokenizer
 from . import peers, synthetic
@@ -161,7 +161,7 @@ def _pair(
     ):
         pid = int(connection.info("server")["process_id"])
         before = _memory(pid)["rss_bytes"]
-        info = Infer(connection).load(MODEL, model)
+        info = _load(Infer(connection), model, slots, context)
         with contextlib.ExitStack() as stack:
 
             def beside(flash_attention: bool) -> tuple[peers.LlamaServer, Client]:
@@ -189,6 +189,20 @@ def _pair(
             yield Pair(
                 connection, server, llama, plain, client, plain_client, pid, before, dict(info)
             )
+
+
+def _load(infer: Infer, model: Path, slots: int, context: int) -> ModelInfo:
+    """With room for what llama-server's slots hold, so that both know the same prompts.
+
+    Twice that: of what was found once, no more than half of the cache stays.
+    """
+    info = infer.load(MODEL, model)
+    pages = 2 * slots * -(-context // info["kv_page_tokens"])
+    if pages <= info["kv_pages"]:
+        return info
+    infer.unload(MODEL)
+    page_bytes = info["kv_bytes"] // info["kv_pages"]
+    return infer.load(MODEL, model, kv_memory=pages * page_bytes)
 
 
 def _memory(pid: int) -> dict[str, int]:
