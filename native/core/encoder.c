@@ -63,6 +63,7 @@ struct attention_item {
 /* A matrix as it is multiplied: as the file has it, or in two planes. */
 struct matrix {
     struct weight w, low; /* low.data NULL: one plane */
+    bool splits;          /* into two */
 };
 
 struct layer {
@@ -485,11 +486,12 @@ static void fill_places(struct encoder *e)
     }
 }
 
-/* The matrix as it will be multiplied; its planes in a piece of a. */
-static struct matrix take_matrix(struct arena *a, const struct weight *w)
+/* The matrix as it will be multiplied; its planes in a piece of a. before: what this gave without a->base. The file is not asked
+ * again, since somebody may be overwriting it. */
+static struct matrix take_matrix(struct arena *a, const struct weight *w, const struct matrix *before)
 {
-    struct matrix m = {.w = *w};
-    if (!planes_can_split(w)) return m;
+    struct matrix m = {.w = *w, .splits = a->base ? before->splits : planes_can_split(w)};
+    if (!m.splits) return m;
     void *memory = arena_take(a, planes_bytes(w), 1);
     if (a->base) planes_split(w, memory, &m.w, &m.low);
     return m;
@@ -500,8 +502,13 @@ static void take_layers(struct encoder *e, struct arena *a)
 {
     for (int i = 0; i < e->m->hp.n_layer; i++) {
         const struct bert_layer *l = &e->m->layers[i];
-        e->layers[i] = (struct layer){take_matrix(a, &l->wq), take_matrix(a, &l->wk), take_matrix(a, &l->wv),
-                                      take_matrix(a, &l->wo), take_matrix(a, &l->up), take_matrix(a, &l->down)};
+        struct layer *to = &e->layers[i];
+        to->wq = take_matrix(a, &l->wq, &to->wq);
+        to->wk = take_matrix(a, &l->wk, &to->wk);
+        to->wv = take_matrix(a, &l->wv, &to->wv);
+        to->wo = take_matrix(a, &l->wo, &to->wo);
+        to->up = take_matrix(a, &l->up, &to->up);
+        to->down = take_matrix(a, &l->down, &to->down);
     }
 }
 

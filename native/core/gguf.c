@@ -509,8 +509,9 @@ bool gguf_arr(const struct gguf *g, const char *key, struct gguf_array *v)
 
 bool gguf_array_next_string(const struct gguf_array *a, size_t *cursor, struct gguf_string *s)
 {
-    if (a->type != GGUF_STRING || *cursor >= a->bytes) return false;
+    if (a->type != GGUF_STRING || *cursor >= a->bytes || a->bytes - *cursor < 8) return false;
     *s = string_at(a->data + *cursor);
+    if (s->len > a->bytes - *cursor - 8) return false; /* not what was checked: the file is being overwritten */
     *cursor += 8 + s->len;
     return true;
 }

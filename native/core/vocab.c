@@ -257,7 +257,10 @@ struct vocab *vocab_load(const struct gguf *g, int n_vocab, struct infer_error *
 
     size_t used = 0, cursor = 0;
     struct gguf_string spelling;
-    for (int id = 0; gguf_array_next_string(&src.tokens, &cursor, &spelling); id++) {
+    /* Lengths are read from the file again, which somebody may be overwriting. */
+    int id = 0;
+    for (; id < n_vocab && gguf_array_next_string(&src.tokens, &cursor, &spelling); id++) {
+        if (spelling.len > src.tokens.bytes - used) break;
         v->start[id] = (uint32_t)used;
         int64_t len = decode(&src, id, spelling, bytes + used, err);
         if (len < 0) goto fail;
@@ -265,6 +268,10 @@ struct vocab *vocab_load(const struct gguf *g, int n_vocab, struct infer_error *
         bool end = ends_by_spelling(&src, id, spelling);
         for (int i = 0; i < n_named; i++) end |= named[i] == (uint32_t)id;
         if (end) v->ends[v->n_ends++] = (uint32_t)id;
+    }
+    if (id < n_vocab || cursor < src.tokens.bytes) {
+        infer_fail(err, INFER_ERR, "tokenizer.ggml.tokens changed while it was read: write a new file and rename it over the old one");
+        goto fail;
     }
     v->start[n] = (uint32_t)used;
     return v;

@@ -122,6 +122,14 @@ void job_end(struct job *j)
     }
 }
 
+/* The end of a request that core never had: nothing is left to be cancelled. */
+static void done_without_core(struct job *j)
+{
+    struct request *r = job_request(j);
+    atomic_store(&r->state, REQUEST_DONE);
+    on_done(r);
+}
+
 static int on_reply(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
 {
     (void)argv, (void)argc;
@@ -147,11 +155,21 @@ static struct job *find_blocked(const RedisModuleBlockedClient *blocked)
     return j;
 }
 
+/* What is computed already is not written either, if that still waits for writes to be possible. */
+static void cancel_for(struct job *j, const char *why)
+{
+    struct reply_error err;
+    cancel(j);
+    if (job_state(j) != REQUEST_DONE || !output_wanted(&j->output)) return;
+    reply_fail(&err, "CANCELLED", "%s", why);
+    output_fail(j, &err);
+}
+
 static void on_disconnect(RedisModuleCtx *ctx, RedisModuleBlockedClient *blocked)
 {
     (void)ctx;
     struct job *j = find_blocked(blocked);
-    if (j) cancel(j);
+    if (j) cancel_for(j, "the client has gone");
 }
 
 /* Redis' own timeout is not used (core keeps TIMEOUT): this is CLIENT UNBLOCK. */
@@ -159,7 +177,7 @@ static int on_unblock_command(RedisModuleCtx *ctx, RedisModuleString **argv, int
 {
     (void)argv, (void)argc;
     struct job *j = find_blocked(RedisModule_GetBlockedClientHandle(ctx));
-    if (j) cancel(j);
+    if (j) cancel_for(j, "by CLIENT UNBLOCK");
     return RedisModule_ReplyWithError(ctx, "CANCELLED by CLIENT UNBLOCK");
 }
 
@@ -211,7 +229,7 @@ static void on_timer(RedisModuleCtx *ctx, void *data)
     j->before = NULL;
     if (j->unloaded) {
         infer_fail(&r->error, INFER_NOMODEL, "the model was unloaded before the request was finished");
-        on_done(r);
+        done_without_core(j);
     } else {
         j->go_on(ctx, j);
     }
@@ -252,13 +270,13 @@ void job_continue(struct job *j, uint64_t began_us)
     struct infer_error refused;
     if (engine_admit(r->engine, r, &refused) == 0) return;
     r->error = refused;
-    on_done(r);
+    done_without_core(j);
 }
 
 void job_finish(struct job *j, const struct reply_error *err)
 {
     if (err) output_fail(j, err);
-    on_done(job_request(j));
+    done_without_core(j);
 }
 
 void job_model_leaves(const struct model_entry *m)

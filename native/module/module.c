@@ -65,8 +65,11 @@ static int start(RedisModuleCtx *ctx, int argc)
         RedisModule_Log(ctx, "warning",
                         "this process may not change priorities, so generations will slow other commands down. If "
                         "systemd runs it, add SystemCallFilter=setpriority sched_setattr to its unit");
+    registry_start();
+    /* Settings, which may be refused, before anything subscribes to events: until 7.2.4 Redis goes on to call a module that failed
+     * to load. */
     if (commands_register(ctx) != REDISMODULE_OK || info_register(ctx) != REDISMODULE_OK ||
-        latency_register(ctx) != REDISMODULE_OK || config_register(ctx) != REDISMODULE_OK)
+        config_register(ctx) != REDISMODULE_OK || latency_register(ctx) != REDISMODULE_OK)
         return REDISMODULE_ERR;
     return RedisModule_SubscribeToServerEvent(ctx, (RedisModuleEvent){.id = REDISMODULE_EVENT_SHUTDOWN, .dataver = 1},
                                               on_shutdown);

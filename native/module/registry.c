@@ -117,15 +117,26 @@ struct model_entry *registry_begin_load(const char *name, size_t len, struct rep
     return m;
 }
 
+/* With runtime_lock. */
+static void apply_threads(void)
+{
+    struct infer_error err;
+    int threads = config.threads;
+    if (runtime_set_threads(registry.runtime, threads, &err) < 0)
+        RedisModule_Log(NULL, "warning", "infer.threads %d could not be applied: %s", threads, err.message);
+}
+
 /* Loads are the only ones to create the runtime, and it lives until registry_stop. */
 static int need_runtime(const struct kernels *kernels, struct infer_error *err)
 {
     pthread_mutex_lock(&registry.runtime_lock);
     if (!registry.runtime) {
-        struct runtime *rt = runtime_create(config.threads, kernels->scratch_bytes, err);
+        int threads = config.threads;
+        struct runtime *rt = runtime_create(threads, kernels->scratch_bytes, err);
         lock();
         registry.runtime = rt;
         unlock();
+        if (rt && config.threads != threads) apply_threads(); /* whoever set it meanwhile saw no runtime */
     }
     bool ok = registry.runtime != NULL;
     pthread_mutex_unlock(&registry.runtime_lock);
@@ -248,11 +259,8 @@ int registry_show(const char *name, size_t len, void (*fn)(const struct model_en
 static void run_resize(struct task *t)
 {
     (void)t;
-    struct infer_error err;
     pthread_mutex_lock(&registry.runtime_lock);
-    int threads = config.threads;
-    if (runtime_set_threads(registry.runtime, threads, &err) < 0)
-        RedisModule_Log(NULL, "warning", "infer.threads %d could not be applied: %s", threads, err.message);
+    apply_threads();
     pthread_mutex_unlock(&registry.runtime_lock);
 }
 
@@ -294,7 +302,12 @@ int registry_threads_now(void)
     return n;
 }
 
-/* ---- the end ---- */
+/* ---- the beginning and the end ---- */
+
+void registry_start(void)
+{
+    registry.stopping = false; /* as MODULE UNLOAD left it where the library stayed in memory (musl) */
+}
 
 void registry_stop(void)
 {

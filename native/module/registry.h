@@ -61,6 +61,9 @@ void registry_apply_threads(RedisModuleCtx *ctx);
 int registry_threads(void);
 int registry_threads_now(void); /* those of the last step: see runtime_threads_now */
 
+/* Before anything else. */
+void registry_start(void);
+
 /* The end: cancels everything, waits for every thread. Engines are freed if nothing of theirs
  * is in use (the module goes), or left to the end of the process (the server shuts down). */
 void registry_stop(void);

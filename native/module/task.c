@@ -13,9 +13,9 @@ static void *task_main(void *arg)
     struct task *t = arg;
     platform_worker_thread("infer-task");
     t->run(t);
-    /* The last use of t: after either line the main thread may free it, once it has joined this thread. */
     if (t->blocked) RedisModule_UnblockClient(t->blocked, t);
-    else atomic_store(&t->finished, true);
+    /* The last use of t: the main thread may free it now, once it has joined this thread. */
+    atomic_store(&t->finished, true);
     return NULL;
 }
 
@@ -30,11 +30,16 @@ static void end(struct task *t)
     t->free(t);
 }
 
+static bool has_client(const struct task *t)
+{
+    return t->blocked && !t->answered;
+}
+
 static void end_finished(void)
 {
     for (struct task *t = tasks, *next; t; t = next) {
         next = t->next;
-        if (!t->blocked && atomic_load(&t->finished)) end(t);
+        if (!has_client(t) && atomic_load(&t->finished)) end(t);
     }
 }
 
@@ -48,13 +53,18 @@ static int on_reply(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
 static void on_free(RedisModuleCtx *ctx, void *privdata)
 {
     (void)ctx;
-    end(privdata);
+    struct task *t = privdata;
+    /* Its thread, of low priority, may not have got the processor back that it gave the main thread by answering. Then the next
+     * task ends it. */
+    t->answered = true;
+    end_finished();
 }
 
 int task_start(RedisModuleCtx *ctx, struct task *t, bool client, struct reply_error *err)
 {
     end_finished();
     t->blocked = NULL;
+    t->answered = false;
     atomic_store(&t->finished, false);
     /* No timeout callback: a task can't be abandoned half-way, so neither can its client by CLIENT UNBLOCK. */
     if (client) t->blocked = RedisModule_BlockClient(ctx, on_reply, NULL, on_free, 0);
@@ -72,7 +82,7 @@ void task_join_all(void)
 {
     for (struct task *t = tasks, *next; t; t = next) {
         next = t->next;
-        if (t->blocked) pthread_join(t->thread, NULL); /* Redis still holds it: on_free never comes */
+        if (has_client(t)) pthread_join(t->thread, NULL); /* Redis still holds it: on_free never comes */
         else end(t);
     }
     tasks = NULL;

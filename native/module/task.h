@@ -1,7 +1,7 @@
 /* Work that may wait (loading a file, ending an engine), on a thread of its own.
  *
  * A task with a client blocks it; when `run` is through, the client gets its
- * answer from `reply`. A task without one just runs. Either way `free` comes last.
+ * answer from `reply`. A task without one just runs. Either way `free` comes last, with the next task at the latest.
  *
  * Threads: start, reply, free and the joins are the main thread's; run is the task's
  * own thread and never takes Redis' lock. The task belongs to the caller until task_start
@@ -22,6 +22,7 @@ struct task {
     /* this file's own */
     RedisModuleBlockedClient *blocked;
     pthread_t thread;
+    bool answered; /* Redis holds it no longer */
     _Atomic bool finished;
     struct task *next;
 };

@@ -76,6 +76,24 @@ def test_a_wrong_setting_at_start_is_fatal_and_named(model_path: Path) -> None:
         Server(model_dir=model_path.parent, config={"infer.max-batch": "0"}).start()
 
 
+def test_a_server_outlives_a_setting_that_is_refused(model_path: Path) -> None:
+    with Server(
+        model_dir=model_path.parent, config={"enable-module-command": "yes"}
+    ) as server, server.client() as client:
+        client.execute_command("MODULE UNLOAD", "infer")
+        with pytest.raises(redis.ResponseError):
+            client.execute_command(
+                *("MODULE LOADEX", str(server.module), "CONFIG", "infer.max-batch", "1000")
+            )
+        time.sleep(0.5)  # Redis' own clock ticks, which the module listened to
+        assert client.ping()
+        client.execute_command(
+            *("MODULE LOADEX", str(server.module), "CONFIG"),
+            *("infer.model-dir", str(model_path.parent)),
+        )
+        assert load(client, model_path.name)["state"] == b"ready"
+
+
 def test_arguments_of_loadmodule_are_refused(server: Server, model_path: Path) -> None:
     with pytest.raises(ServerError, match="takes no arguments"):
         Server(

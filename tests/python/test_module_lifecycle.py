@@ -305,6 +305,24 @@ def test_writes_wait_while_writes_are_paused(server: Server, client: redis.Redis
     assert job.result()["tokens"] == client.get("out")
 
 
+@pytest.mark.parametrize("how", ["CLIENT KILL", "CLIENT UNBLOCK"])
+def test_a_client_that_goes_while_writes_are_paused_gets_nothing_written(
+    server: Server, client: redis.Redis, how: str
+) -> None:
+    job = long_generation(server, "STORE", "out", "STREAM", "s", "TIMEOUT", 1500)
+    client.execute_command("CLIENT PAUSE", 60000, "WRITE")
+    try:
+        wait_until(lambda: requests(client)[0]["state"] == b"done", "only the writes are left")
+        client.execute_command(how, *(["ID"] if how == "CLIENT KILL" else []), job.client_id)
+        job.failure()
+    finally:
+        client.execute_command("CLIENT UNPAUSE")
+    wait_until(lambda: not requests(client), "it has ended")
+    assert client.get("out") is None
+    ((_, last),) = client.xrevrange("s", count=1)
+    assert last[b"error"].startswith(b"CANCELLED")
+
+
 def test_module_unload_waits_for_clients_and_then_goes(model_path: Path) -> None:
     with (
         own_server(model_path, config={"enable-module-command": "yes"}) as server,
@@ -416,6 +434,45 @@ def test_store_respects_maxmemory(server: Server, client: redis.Redis, expected:
         client.config_set("maxmemory", 0)
     assert client.mget("out", "late") == [None, None]
     still_right(client, expected)
+
+
+def generate_in_background(client: redis.Redis, tokens: int) -> None:
+    command = ("INFER.GENERATE", MODEL, 0, "TOKENS", pack(PROMPT), "MAXTOKENS", tokens, "IGNOREEOS")
+    client.execute_command(*command, "STREAM", "s", "ASYNC")
+
+
+def last_entry(client: redis.Redis) -> dict[bytes, bytes]:
+    ((_, fields),) = client.xrevrange("s", count=1)
+    return fields
+
+
+def test_memory_that_was_short_for_a_moment_ends_no_generation(client: redis.Redis) -> None:
+    """Redis itself remembers how it was before the last command."""
+    try:
+        generate_in_background(client, 60)
+        with client.pipeline(transaction=False) as at_once:
+            at_once.config_set("maxmemory", 1)
+            at_once.get("any")
+            at_once.config_set("maxmemory", 1 << 40)
+            at_once.execute()
+        time.sleep(2)  # tokens come, and no command
+        wait_until(lambda: b"finish_reason" in last_entry(client), "it has ended")
+    finally:
+        client.config_set("maxmemory", 0)
+    assert last_entry(client)[b"finish_reason"] == b"length"
+
+
+def test_memory_that_became_short_with_the_last_command_ends_a_generation(
+    client: redis.Redis,
+) -> None:
+    try:
+        generate_in_background(client, 4000)
+        client.config_set("maxmemory", 1)
+        time.sleep(2)  # tokens come, and no command
+    finally:
+        client.config_set("maxmemory", 0)
+    assert last_entry(client)[b"error"].startswith(b"OOM")
+    assert_idle(client)
 
 
 # ---- many at once ----

@@ -786,6 +786,21 @@ def test_cancel_ends_whatever_runs(embedder: redis.Redis, server: Server) -> Non
     assert_idle(embedder)
 
 
+def test_what_is_over_cannot_be_cancelled(embedder: redis.Redis) -> None:
+    with embedder.pipeline(transaction=False) as at_once:
+        at_once.execute_command(*embed_rag(ENDLESS, "TIMEOUT", 20, "STORE", "{c}:out", "ASYNC"))
+        at_once.execute_command("CLIENT PAUSE", 60000, "WRITE")
+        number, _ = at_once.execute()
+    try:
+        wait_until(
+            lambda: [r["state"] for r in requests(embedder)] == [b"done"], "only the write is left"
+        )
+        assert embedder.execute_command("INFER.CANCEL", number) == 0
+    finally:
+        embedder.execute_command("CLIENT UNPAUSE")
+    wait_until(lambda: not requests(embedder), "it has ended")
+
+
 def test_the_timeout_counts_the_embedding_too(embedder: redis.Redis) -> None:
     made = as_map(embedder.execute_command(*embed_rag(ENDLESS, "TIMEOUT", 20)))
     assert (made["finish_reason"], made["output_tokens"]) == (b"timeout", 0)
