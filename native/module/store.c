@@ -28,18 +28,15 @@ static bool may_evict(RedisModuleCtx *ctx)
     return RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_EVICT;
 }
 
-static int fail_out_of_memory(struct reply_error *err, const char *option)
-{
-    return reply_fail(err, "OOM", "%s is a write, and used memory > 'maxmemory'", option);
-}
-
 /* Before Redis 7.2, which lets nobody ask. Its users have our commands by name only. */
 static int allowed_by_flags(RedisModuleCtx *ctx, const char *option, struct reply_error *err)
 {
     int flags = RedisModule_GetContextFlags(ctx);
     if ((flags & REDISMODULE_CTX_FLAGS_SLAVE) && (flags & REDISMODULE_CTX_FLAGS_READONLY))
         return reply_fail(err, "READONLY", "%s is a write, and this server is a read only replica", option);
-    return is_out_of_memory(ctx) && !may_evict(ctx) ? fail_out_of_memory(err, option) : 0;
+    if (is_out_of_memory(ctx) && !may_evict(ctx))
+        return reply_fail(err, "OOM", "%s is a write, and used memory > 'maxmemory'", option);
+    return 0;
 }
 
 int store_allowed(RedisModuleCtx *ctx, const char *option, const char *command, RedisModuleString **argv, size_t argc,
@@ -69,7 +66,8 @@ int store_call(RedisModuleCtx *ctx, enum store_when when, const char *option, co
      * few replicas. M obey maxmemory: Redis then asks what it saw before the last command of a client, which may be long ago, and
      * whether evicting was of no use then. So it is asked only where that counts. */
     bool out_of_memory = when == STORE_WITHIN_MEMORY && is_out_of_memory(ctx);
-    if (out_of_memory && !may_evict(ctx)) return fail_out_of_memory(err, option);
+    if (out_of_memory && !may_evict(ctx))
+        return reply_fail(err, "OOM", "%s '%s': command not allowed when used memory > 'maxmemory'.", option, quote_string(argv[0]).text);
     RedisModuleCallReply *reply = RedisModule_Call(ctx, command, out_of_memory ? "!EMSv" : "!ESv", argv, argc);
     if (!reply) return reply_fail(err, "ERR", "%s '%s': %s", option, quote_string(argv[0]).text, strerror(errno));
     return take_reply(reply, option, argv[0], err);
