@@ -12,6 +12,7 @@ start() and stop() are the parent's side.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -44,15 +45,28 @@ def start(
 
 
 def stop(guard: subprocess.Popen[bytes]) -> None:
-    """Ends a guard and its command and waits for them. The directory stays."""
-    guard.terminate()  # which passes it on
+    """Ends a guard and its command and waits for them. The directory stays.
+
+    Who does not want to wait (an exception such as KeyboardInterrupt) ends them at once.
+    """
+    assert guard.stdin is not None
     try:
+        guard.terminate()  # which passes it on
         guard.wait(GRACE_S)
     except subprocess.TimeoutExpired:
+        _kill(guard)
+    except BaseException:
+        _kill(guard)
+        raise
+    finally:
+        guard.stdin.close()
+
+
+def _kill(guard: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(guard.pid, signal.SIGKILL)  # guard and command have a group of their own
-        guard.wait()
-    assert guard.stdin is not None
-    guard.stdin.close()
+    guard.kill()  # where it has just begun, and has no command yet
+    guard.wait()
 
 
 def main() -> int:

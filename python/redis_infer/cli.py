@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import signal
@@ -82,6 +83,9 @@ def main() -> NoReturn:
     """Runs the command; what goes wrong is one line on standard error."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # what is piped in may be in any encoding
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        codecs.register_error(_OWN_BYTES, _own_bytes)
+        sys.stdout.reconfigure(errors=_OWN_BYTES)  # and so may what it is piped to
     try:
         status = typer.main.get_command(app)(prog_name=PROGRAM, standalone_mode=False)
     except _ClickError as error:
@@ -92,6 +96,11 @@ def main() -> NoReturn:
     except UsageError as error:
         _fail(str(error), 2)
     except _OUR_ERRORS as error:
+        _fail(str(error), 1)
+    except UnicodeEncodeError as error:  # an argument that the server is to be sent
+        near = error.object[max(0, error.start - 20) : error.end + 20]
+        _fail(f"{near!r} is not UTF-8", 2)
+    except UnicodeDecodeError as error:
         _fail(str(error), 1)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output left, as `head` does
@@ -106,6 +115,21 @@ def main() -> NoReturn:
 def _fail(message: str, status: int) -> NoReturn:
     print(f"{PROGRAM}: {message.splitlines()[0]}", file=sys.stderr)
     sys.exit(status)
+
+
+_OWN_BYTES = "redis-infer.own-bytes"
+
+
+def _own_bytes(error: UnicodeError) -> tuple[bytes, int]:
+    """For output: a path's bytes that are no text as they are, '?' for what the encoding lacks."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    escaped = range(0xDC80, 0xDD00)  # how surrogateescape keeps a byte
+    made = bytes(
+        ord(char) - 0xDC00 if ord(char) in escaped else ord("?")
+        for char in error.object[error.start : error.end]
+    )
+    return made, error.end
 
 
 @app.callback(invoke_without_command=True)
@@ -181,7 +205,12 @@ def serve(
       redis-infer serve smollm2-135m-instruct --port 7000 --threads 4
       redis-infer serve ./model.gguf --config maxmemory=2gb
     """
-    directives = dict(_directive(item) for item in config or [])
+    directives: dict[str, str] = {}
+    for item in config or []:
+        directive, value = _directive(item)
+        if directive in directives:
+            raise UsageError(f"--config has {directive} twice: which of them holds?")
+        directives[directive] = value
     files: dict[str, Path] = {}
     for given in names or [models.DEFAULT_MODEL]:
         name = name_for(given)
@@ -204,14 +233,18 @@ def serve(
             config=directives,
         )
     ) as server:
-        with server.client() as client:
+        # A path of any bytes: those that are not UTF-8 go to the server as they are.
+        with server.client(encoding_errors="surrogateescape") as client:
             infer = Infer(client)
             for name, path in files.items():
                 infer.load(name, path)
         with contextlib.suppress(KeyboardInterrupt):
-            err.print(f"Redis listens on 127.0.0.1:{server.port} and {server.unix_socket}")
-            err.print(f"models: {', '.join(files)}")
-            err.print(f"try:    {PROGRAM} chat --url {server.url}")
+            for line in (
+                f"Redis listens on 127.0.0.1:{server.port} and {server.unix_socket}",
+                f"models: {', '.join(files)}",
+                f"try:    {PROGRAM} chat --url {server.url}",
+            ):
+                err.print(line, markup=False)
             err.print("Ctrl-C ends it.")
             status = server.wait()
             raise ServerError(f"the server ended with status {status}: {server.log(last_lines=1)}")
@@ -393,7 +426,7 @@ def _directive(item: str) -> tuple[str, str]:
     name, equals, value = item.partition("=")
     if not equals or not name:
         raise UsageError(f"--config takes NAME=VALUE, not '{item}'")
-    return name, value
+    return name.lower(), value
 
 
 def _ask() -> str:

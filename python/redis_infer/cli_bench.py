@@ -100,7 +100,7 @@ def sidecar(
     plan = _plan(quick=quick, runs=runs, threads=threads, budget_s=budget or None)
 
     def say(what: str) -> None:
-        err.print(what, style="dim")
+        err.print(what, markup=False, style="dim")
 
     folder.mkdir(parents=True, exist_ok=True)  # before what takes long
     result = measure.run(server, program, file_for(model), plan, say)
@@ -109,7 +109,7 @@ def sidecar(
     (folder / "README.md").write_text(report.markdown(result), encoding="utf-8")
     if plots:
         drawing.write(result, folder)
-    out.print(f"{folder}/README.md has the tables, result.json everything")
+    out.print(f"{folder}/README.md has the tables, result.json everything", markup=False)
 
 
 def _plan(*, quick: bool, **settings: Any) -> Plan:

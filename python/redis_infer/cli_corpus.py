@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
-import redis
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -25,6 +25,7 @@ from .cli_support import (
     TopKOption,
     TopPOption,
     UsageError,
+    connected,
     err,
     only_model,
     out,
@@ -32,9 +33,10 @@ from .cli_support import (
     sampling,
 )
 from .client import Infer
-from .corpus import Corpus, CorpusInfo, Hit, corpora
+from .corpus import Corpus, CorpusInfo, Hit, infos
+from .decoding import NotTextError, text_of
 from .errors import CorpusError
-from .server import ServerError
+from .retrieval import Gap
 
 if TYPE_CHECKING:
     from .commands import RagOptions
@@ -216,9 +218,11 @@ def corpus_list(url: UrlOption = DEFAULT_URL) -> None:
     """
     rows = [("NAME", "FILES", "CHUNKS", "MODEL", "EMBEDDING MODEL", "FOLDER")]
     with _server(url) as infer:
-        for name in corpora(infer):
-            i = Corpus(infer, name).info()
-            rows.append((name, f"{i.files}", f"{i.chunks}", i.model, i.embed_model, i.root))
+        for name, i in infos(infer):
+            if isinstance(i, CorpusInfo):
+                rows.append((name, f"{i.files}", f"{i.chunks}", i.model, i.embed_model, i.root))
+            else:
+                rows.append((name, "?", "?", "?", "?", str(i)))
     _print_columns(rows)
 
 
@@ -342,9 +346,11 @@ def complete(
       redis-infer complete src/main.py --line 41 --corpus project --max-tokens 120
     """
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
+        text = text_of(file.read_bytes())
     except OSError as error:
         raise UsageError(f"{file} cannot be read ({error.strerror})") from error
+    except NotTextError as error:
+        raise UsageError(f"{file} is no text but {error}") from error
     options: RagOptions = {"max_tokens": max_tokens, "temperature": temperature, "top_n": hits}
     if budget is not None:
         options["budget"] = budget
@@ -353,12 +359,12 @@ def complete(
     with _server(url) as infer:
         info = Corpus(infer, corpus).info() if corpus else _corpus_around(infer, file.resolve())
         model = model or _known_or_only(infer, info.model, embedder=False)
+        path = _path_in(info, file.resolve())
         try:
-            answer = Corpus(infer, info.name).complete(
-                _path_in(info, file.resolve()), text, line, model=model, **options
-            )
+            Gap(path, text, line)
         except ValueError as error:
             raise UsageError(f"--line {line}: {error}") from error
+        answer = Corpus(infer, info.name).complete(path, text, line, model=model, **options)
         out.print(answer.text, markup=False, end="" if answer.text.endswith("\n") else "\n")
         _print_sources(answer.sources)
 
@@ -383,18 +389,7 @@ def _print_sources(sources: Iterable[Hit]) -> None:
 
 @contextlib.contextmanager
 def _server(url: str) -> Iterator[Infer]:
-    try:
-        connected = redis.from_url(url)
-    except ValueError as error:
-        raise UsageError(f"--url {url}: {error}") from error
-    with connected as client:
-        try:
-            client.ping()
-        except redis.ConnectionError as error:
-            raise ServerError(
-                f"no server at {url} ({error}): start one with '{PROGRAM} serve', or name it "
-                "with --url"
-            ) from error
+    with connected(url) as client:
         yield Infer(client)
 
 
@@ -409,8 +404,8 @@ def _known_or_only(infer: Infer, known: str | None, *, embedder: bool) -> str:
 def _corpus_around(infer: Infer, file: Path) -> CorpusInfo:
     around = [
         info
-        for info in (Corpus(infer, name).info() for name in corpora(infer))
-        if Path(info.root) in file.parents
+        for _, info in infos(infer)
+        if isinstance(info, CorpusInfo) and Path(info.root) in file.parents
     ]
     if len(around) == 1:
         return around[0]
@@ -424,5 +419,6 @@ def _corpus_around(infer: Infer, file: Path) -> CorpusInfo:
 
 
 def _path_in(info: CorpusInfo, file: Path) -> str:
-    root = Path(info.root)
-    return file.relative_to(root).as_posix() if root in file.parents else file.name
+    """Relative to the corpus' root; of a file outside it begins with ``..``, as none inside does,
+    so that the file does not pass for one of the corpus."""
+    return Path(os.path.relpath(file, info.root)).as_posix()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,9 @@ TopKOption = Annotated[int | None, typer.Option(min=0, help="Sample among the k 
 TopPOption = Annotated[
     float | None,
     typer.Option(
-        min=0, max=1, help="Sample among the likeliest that have this probability together."
+        min=0.001,  # the server's own bound
+        max=1,
+        help="Sample among the likeliest that have this probability together.",
     ),
 ]
 MinPOption = Annotated[
@@ -122,22 +125,76 @@ class Session:
 def model_session(model: str | None, url: str | None, threads: int | None) -> Iterator[Session]:
     """A model that is ready: in the server at ``url``, or in one started for this command."""
     if url is not None:
-        try:
-            connected = redis.from_url(url)
-        except ValueError as error:
-            raise UsageError(f"--url {url}: {error}") from error
-        with connected as client:
+        if threads is not None:
+            raise UsageError(
+                "--threads is for a server that this command starts, and --url (or "
+                "REDIS_INFER_URL) names one that runs: leave one of them out"
+            )
+        with connected(url) as client:
             infer = Infer(client)
-            yield Session(infer, model or only_model(infer), url)
+            yield Session(infer, model or only_model(infer), shown_url(url))
         return
     given = model or models.DEFAULT_MODEL
     name, path = name_for(given), file_for(given)
     server = Server(model_dir=path.parent, threads=threads)
-    with starting(server), server.client() as client:
+    # A path of any bytes: those that are not UTF-8 go to the server as they are.
+    with starting(server), server.client(encoding_errors="surrogateescape") as client:
         version = client.info("server")["redis_version"]
         infer = Infer(client)
         kernels = infer.load(name, path)["kernels"]
         yield Session(infer, name, f"Redis {version} with {name} on {kernels} kernels")
+
+
+@contextlib.contextmanager
+def connected(url: str) -> Iterator[redis.Redis]:
+    """A client of the server at ``url``, which has answered a PING.
+
+    Raises:
+        UsageError: the URL says nothing that could be connected to.
+        ServerError: no server is there, or it wants other credentials.
+    """
+    shown = shown_url(url)
+    try:
+        client = redis.from_url(url)
+    except ValueError as error:
+        why = str(error)
+        if "@" in url and why.startswith(("Port", "netloc")):  # which quote parts of the password
+            why = "write a character such as '/' in the password as %2F"
+        raise UsageError(f"--url {shown}: {why}") from error
+    with client:
+        try:
+            client.ping()
+        except redis.AuthenticationError as error:
+            raise ServerError(
+                f"the server at {shown} wants a user or password ({error}): give it in the URL, "
+                "redis://USER:PASSWORD@HOST:PORT"
+            ) from error
+        except redis.ConnectionError as error:
+            raise ServerError(
+                f"no server at {shown} ({error}): start one with '{PROGRAM} serve', or name it "
+                "with --url"
+            ) from error
+        except TypeError as error:  # of the connection's class, which the query's names go to
+            raise UsageError(
+                f"--url {shown}: something after its '?' is no option of a connection"
+            ) from error
+        yield client
+
+
+def shown_url(url: str) -> str:
+    """The URL for a message: without user, password, and the query, which may hold them too."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return "..." if "@" in url else url
+    try:
+        parts = urllib.parse.urlsplit(url)
+        is_clear = parts.port is None or parts.port >= 0  # the port is looked at only here
+    except ValueError:
+        is_clear = False
+    # With an '@' after the host, what looks like the host may be a part of the password.
+    if not is_clear or "@" in rest[len(parts.netloc) :]:
+        return f"{scheme}://..."
+    return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 @contextlib.contextmanager
@@ -184,7 +241,10 @@ def file_for(given: str) -> Path:
         path = models.KNOWN_MODELS[given].path
         path = path if path.is_file() else pull(given)
     else:
-        path = Path(given).expanduser()
+        try:
+            path = Path(given).expanduser()
+        except RuntimeError as error:  # there is no such user
+            raise UsageError(f"'{given}': {error}") from error
         if not path.is_file():
             raise UsageError(
                 f"'{given}' is neither a file nor a known model ({', '.join(models.KNOWN_MODELS)})"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import math
 import os
 from collections.abc import AsyncGenerator, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -59,7 +58,8 @@ class Infer:
     """Models inside a Redis server.
 
     Args:
-        client: any ``redis.Redis``, with or without ``decode_responses``, RESP2 or RESP3.
+        client: any ``redis.Redis``, with or without ``decode_responses``, RESP2 or RESP3, but
+            without client-side caching.
         tokenizer: for text and chat prompts. Without it, the tokenizer is read from the loaded
             model's file, which must then be readable on this machine.
 
@@ -82,7 +82,7 @@ class Infer:
     def load(
         self,
         name: str,
-        path: str | os.PathLike[str],
+        path: str | bytes | os.PathLike[str],
         *,
         context: int | None = None,
         kv_memory: int | None = None,
@@ -104,7 +104,10 @@ class Infer:
         self._run(commands.unload(name))
 
     def models(self) -> list[ModelInfo]:
-        """All models; of one that is being loaded or unloaded name and state only. INFER.MODEL LIST."""
+        """All models; of one that is being loaded or unloaded name and state only.
+
+        INFER.MODEL LIST.
+        """
         return self._run(commands.models())
 
     def info(self, name: str) -> ModelInfo:
@@ -130,6 +133,7 @@ class Infer:
 
         See ``docs/commands.md``, INFER.GENERATE.
         """
+        keys = commands.key_list(keys)
         tokens = self._tokens(model, prompt, continues=bool(keys))
         return self._run(commands.generate(model, keys, tokens, **options))
 
@@ -148,7 +152,11 @@ class Infer:
 
         Leaving the loop early cancels the request, and so does the end of this process. The
         pieces pass through a Redis stream that is removed afterwards; with ``stream`` they go
-        to that key and stay there. Takes two of the client's connections meanwhile.
+        to that key and stay there.
+
+        A stream takes two of the client's connections, one after the other. A pool with a limit
+        must have two for each stream that runs at a time: in a ``BlockingConnectionPool`` with
+        fewer all of them may wait for their second one, until its timeout.
         """
         keys = commands.key_list(keys)
         tokens = self._tokens(model, prompt, continues=bool(keys))
@@ -170,6 +178,7 @@ class Infer:
         It runs to its end whether or not this client stays. :meth:`follow` reads its stream,
         from anywhere; :meth:`cancel` ends it.
         """
+        keys = commands.key_list(keys)
         tokens = self._tokens(model, prompt, continues=bool(keys))
         return self._run(commands.submit(model, keys, tokens, **options))
 
@@ -180,8 +189,12 @@ class Infer:
             timeout_s: most seconds from one entry to the next; then it raises TimeoutError.
 
         Leaving the loop early has no effect on the request. A key that holds several
-        requests' entries is read up to the end of the first. The result has no ``admit_us``
-        and no log-probabilities: the stream's last entry does not tell them.
+        requests' entries is read up to the end of the first; others' entries are passed over.
+
+        The result is made from the entries. It has no ``admit_us``, which none of them tells.
+        Of a stream that was trimmed (``stream_maxlen``) or deleted meanwhile it has the text, the
+        tokens and the log-probabilities that were still there: fewer than ``output_tokens``,
+        which counts all.
         """
         return Stream(streaming.follow(self._client.connection_pool, key, self._read, timeout_s))
 
@@ -259,6 +272,7 @@ class Infer:
 
         See ``docs/commands.md``, INFER.SCORE.
         """
+        keys = commands.key_list(keys)
         tokens = self._tokens(model, prompt, continues=bool(keys))
         return self._run(commands.score(model, keys, tokens, top=top))
 
@@ -289,7 +303,7 @@ class Infer:
         if prompts.are_texts(inputs):
             info = self.info(model)
             prompts.check_ready(info)
-            tokenizer = tokenizer or prompts.tokenizer_of(info)
+            tokenizer = tokenizer or prompts.tokenizer_of(info, can_be_given=True)
             context = info["context"] if truncate else None
             encoded = prompts.encode_inputs(tokenizer, inputs, context=context)
         else:
@@ -323,7 +337,7 @@ class Infer:
         Raises:
             TokenizerError: none was given and the model's file cannot be read here.
         """
-        return self._tokenizer or prompts.tokenizer_of(self.info(model))
+        return self._tokenizer or prompts.tokenizer_of(self.info(model), can_be_given=True)
 
     # ---- inside ----
 
@@ -363,7 +377,10 @@ class Infer:
             return self._read(connection)
 
     def _read(self, connection: Any) -> Any:
-        return connection.read_response(disable_decoding=True, **self._no_timeout)
+        # Sentinel's connections would keep a reply that is not read to its end.
+        return connection.read_response(
+            disable_decoding=True, disconnect_on_error=True, **self._no_timeout
+        )
 
 
 class AsyncInfer:
@@ -377,7 +394,7 @@ class AsyncInfer:
     async def load(
         self,
         name: str,
-        path: str | os.PathLike[str],
+        path: str | bytes | os.PathLike[str],
         *,
         context: int | None = None,
         kv_memory: int | None = None,
@@ -406,6 +423,7 @@ class AsyncInfer:
         **options: Unpack[GenerateOptions],
     ) -> Generation:
         """See :meth:`Infer.generate`. Cancelling the task cancels the request in the server."""
+        keys = commands.key_list(keys)
         tokens = await self._tokens(model, prompt, continues=bool(keys))
         return await self._run(commands.generate(model, keys, tokens, **options))
 
@@ -429,6 +447,7 @@ class AsyncInfer:
         **options: Unpack[GenerateOptions],
     ) -> int:
         """See :meth:`Infer.submit`."""
+        keys = commands.key_list(keys)
         tokens = await self._tokens(model, prompt, continues=bool(keys))
         return await self._run(commands.submit(model, keys, tokens, **options))
 
@@ -495,6 +514,7 @@ class AsyncInfer:
         top: int | None = None,
     ) -> Score:
         """See :meth:`Infer.score`."""
+        keys = commands.key_list(keys)
         tokens = await self._tokens(model, prompt, continues=bool(keys))
         return await self._run(commands.score(model, keys, tokens, top=top))
 
@@ -515,7 +535,7 @@ class AsyncInfer:
             info = await self.info(model)
             prompts.check_ready(info)
             if tokenizer is None:
-                tokenizer = await asyncio.to_thread(prompts.tokenizer_of, info)
+                tokenizer = await asyncio.to_thread(prompts.tokenizer_of, info, can_be_given=True)
             context = info["context"] if truncate else None
             encoded = await asyncio.to_thread(
                 prompts.encode_inputs, tokenizer, inputs, context=context
@@ -548,9 +568,8 @@ class AsyncInfer:
         if self._tokenizer is not None:
             return self._tokenizer
         info = await self.info(model)
-        return await asyncio.to_thread(
-            prompts.tokenizer_of, info
-        )  # reads a file for up to a second
+        # It reads a file for up to a second.
+        return await asyncio.to_thread(prompts.tokenizer_of, info, can_be_given=True)
 
     # ---- inside ----
 
@@ -584,7 +603,7 @@ class AsyncInfer:
             connection = client.connection
             if connection is None:
                 pool = client.connection_pool
-                connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+                connection = await streaming.acquire_async(pool)
                 stack.push_async_callback(pool.release, connection)
             else:
                 await stack.enter_async_context(client._single_conn_lock)
@@ -592,8 +611,14 @@ class AsyncInfer:
             return await self._read(connection)
 
     async def _read(self, connection: Any) -> Any:
-        # math.inf: no timeout; None would stand for the client's socket timeout.
-        return await connection.read_response(disable_decoding=True, timeout=math.inf)
+        # With a timeout of its own, even an endless one, read_response answers None where the
+        # system gives a connection up (ETIMEDOUT).
+        timeout_s, connection.socket_timeout = connection.socket_timeout, None
+        try:
+            return await connection.read_response(disable_decoding=True, disconnect_on_error=True)
+        finally:
+            if connection.socket_timeout is None:  # a maintenance notification may have set it
+                connection.socket_timeout = timeout_s
 
     async def _stream(
         self,
@@ -622,14 +647,25 @@ class AsyncInfer:
                 yield piece
 
 
-def _expect(client: object, kind: type, name: str) -> None:
+def _expect(client: object, kind: type[redis.Redis] | type[redis.asyncio.Redis], name: str) -> None:
     if isinstance(client, kind):
+        # The cache looks for invalidations on connections that are in use, and would take our
+        # replies for such.
+        if getattr(client.connection_pool, "cache", None) is not None:
+            raise TypeError(
+                f"{name} cannot share connections with client-side caching: give it a client "
+                "without cache and cache_config"
+            )
         return
-    if type(client).__name__ == "RedisCluster":
-        raise TypeError(
-            f"{name} talks to one node: give it the node's own client, "
-            "cluster.get_redis_connection(cluster.get_node_from_key(key))"
-        )
+    if isinstance(client, (redis.RedisCluster, redis.asyncio.RedisCluster)):
+        own = "cluster.get_redis_connection(cluster.get_node_from_key(key))"
+        if kind is not redis.Redis or not isinstance(client, redis.RedisCluster):
+            of = "redis" if kind is redis.Redis else "redis.asyncio"
+            own = (
+                f"{of}.Redis(host=node.host, port=node.port) with the cluster client's options, "
+                "where node is cluster.get_node_from_key(key)"
+            )
+        raise TypeError(f"{name} talks to one node: give it the node's own client, {own}")
     if isinstance(client, (redis.Redis, redis.asyncio.Redis)):
         other = "AsyncInfer" if name == "Infer" else "Infer"
         raise TypeError(f"{name} cannot use a {type(client).__module__} client: use {other}")

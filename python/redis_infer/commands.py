@@ -117,12 +117,12 @@ class RagOptions(GenerateOptions, total=False):
 
 def load(
     name: str,
-    path: str | os.PathLike[str],
+    path: str | bytes | os.PathLike[str],
     *,
     context: int | None = None,
     kv_memory: int | None = None,
 ) -> Command[ModelInfo]:
-    args: list[Argument] = ["INFER.MODEL", "LOAD", name, os.fspath(path)]
+    args: list[Argument] = ["INFER.MODEL", "LOAD", name, os.fsencode(path)]
     _put(args, "CONTEXT", context)
     _put(args, "KVMEMORY", kv_memory)
     return Command(tuple(args), as_info)
@@ -283,11 +283,19 @@ def pack_tokens(tokens: Tokens) -> bytes:
     if array.ndim != 1:
         raise ValueError(f"token ids come in one dimension, not in {array.ndim}")
     if array.size and array.dtype.kind not in "iu":
+        # Of a list with integers that fit none of numpy's types it makes objects or floats.
+        if array.dtype.kind in "Of" and all(isinstance(token, int) for token in tokens):
+            _check_32_bits(tokens)
         raise TypeError(f"token ids are integers, not {array.dtype}")
     if array.size and (int(array.min()) < 0 or int(array.max()) > 0xFFFFFFFF):
-        bad = next(int(t) for t in array if not 0 <= int(t) <= 0xFFFFFFFF)
-        raise ValueError(f"token id {bad} does not fit 32 bits without a sign")
+        _check_32_bits(array)
     return array.astype("<u4").tobytes()
+
+
+def _check_32_bits(tokens: Tokens) -> None:
+    for token in tokens:
+        if not 0 <= int(token) <= 0xFFFFFFFF:
+            raise ValueError(f"token id {token} does not fit 32 bits without a sign")
 
 
 def pack_vector(vector: Vector) -> bytes:
@@ -335,8 +343,8 @@ def _put_options(
     _put(args, "MINP", options.get("min_p"))
     _put(args, "REPEAT", options.get("repeat_penalty"))
     _put(args, "SEED", options.get("seed"))
-    stop = options.get("stop", ())
-    texts = (stop,) if isinstance(stop, str) else tuple(stop)
+    stop = options.get("stop")
+    texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if texts:
         args += ["STOP", len(texts), *texts]
     if options.get("ignore_eos"):
@@ -376,11 +384,12 @@ def as_hash(reply: Any) -> dict[bytes, bytes]:
 
 
 def as_info(reply: Any) -> dict[str, Any]:
-    """A map whose values are numbers and text."""
-    return {
-        name: _text(value) if isinstance(value, bytes) else value
-        for name, value in as_map(reply).items()
-    }
+    """A map whose values are numbers and text; ``path`` is good for opening the file."""
+    fields = as_map(reply)
+    for name, value in fields.items():
+        if isinstance(value, bytes):
+            fields[name] = os.fsdecode(value) if name == "path" else _text(value)
+    return fields
 
 
 def _text(value: bytes | str) -> str:
@@ -391,7 +400,7 @@ def _floats(blob: bytes) -> FloatArray:
     return np.frombuffer(blob, dtype="<f4").astype(np.float32)
 
 
-def _parse_top(fields: dict[str, Any], rows: int) -> tuple[TokenArray | None, FloatArray | None]:
+def parse_top(fields: dict[str, Any], rows: int) -> tuple[TokenArray | None, FloatArray | None]:
     """top_ids and top_logprobs, [rows, alternatives]."""
     if "top_ids" not in fields:
         return None, None
@@ -423,7 +432,7 @@ def _name(element: bytes) -> str:
 def _generation_fields(fields: dict[str, Any]) -> dict[str, Any]:
     tokens = unpack_tokens(fields["tokens"])
     logprobs = _floats(fields["logprobs"]) if "logprobs" in fields else None
-    top_ids, top_logprobs = _parse_top(fields, tokens.size)
+    top_ids, top_logprobs = parse_top(fields, tokens.size)
     return {
         "text": _text(fields["text"]),
         "tokens": tokens,
@@ -450,5 +459,5 @@ def _parse_vectors(reply: Any) -> FloatArray:
 def _parse_score(reply: Any) -> Score:
     fields = as_map(reply)
     logprobs = _floats(fields["logprobs"])
-    top_ids, top_logprobs = _parse_top(fields, logprobs.size)
+    top_ids, top_logprobs = parse_top(fields, logprobs.size)
     return Score(logprobs, top_ids, top_logprobs)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -219,7 +220,9 @@ class Corpus:
         """What may come after a line of a file, given similar code from other files.
 
         Args:
-            path: of the file, relative to the corpus' root; its own chunks are not retrieved.
+            path: of the file, relative to the corpus' root; its own chunks are not retrieved
+                (but they may be where Redis' filter expressions cannot say the path: one that
+                ends in a backslash, or has quotation marks of both kinds or control characters).
             text: of the file; what is after the line is used too if the model can fill gaps.
             line: the last one before the gap, counted from 1; 0: the gap is at the beginning.
             model, options: as in :meth:`ask`; a ``filter`` narrows the search further.
@@ -270,7 +273,7 @@ class Corpus:
 
 
 class AsyncCorpus:
-    """:class:`Corpus` for asyncio: the same methods, to be awaited."""
+    """:class:`Corpus` for asyncio: the same methods, to be awaited. ``embed`` runs in a thread."""
 
     def __init__(self, infer: AsyncInfer, name: str, *, embed: Embed | None = None) -> None:
         self._infer = infer
@@ -296,7 +299,7 @@ class AsyncCorpus:
         settings = await self._run(_settings(self._keys))
         if isinstance(query, str):
             if self._embed is not None:
-                vectors = self._embed([query])
+                vectors = await asyncio.to_thread(self._embed, [query])
             else:
                 vectors = await self._infer.embed(settings.embed_model, [query], truncate=True)
             vector: Vector = vectors[0]
@@ -368,7 +371,7 @@ class AsyncCorpus:
 
     async def _query(self, settings: Settings, text: str) -> Query:
         if self._embed is not None:
-            return {"vector": self._embed([text])[0]}
+            return {"vector": (await asyncio.to_thread(self._embed, [text]))[0]}
         info = await self._infer.info(settings.embed_model)
         return await asyncio.to_thread(_embedded_query, info, settings, text)  # may read a file
 
@@ -390,6 +393,11 @@ def corpora(infer: Infer) -> list[str]:
 async def corpora_async(infer: AsyncInfer) -> list[str]:
     """See :func:`corpora`."""
     return await run_async(infer, _corpora())
+
+
+def infos(infer: Infer) -> list[tuple[str, CorpusInfo | CorpusError]]:
+    """The corpora in a server, in order: what each is made of, or why that cannot be said."""
+    return run(infer, _infos())
 
 
 # ---- carrying out a plan ----
@@ -425,6 +433,10 @@ def _settings(keys: Keys) -> Plan[Settings]:
 
 def _info(keys: Keys) -> Plan[CorpusInfo]:
     settings = yield from _settings(keys)
+    return (yield from _info_of(keys, settings))
+
+
+def _info_of(keys: Keys, settings: Settings) -> Plan[CorpusInfo]:
     files = yield Command(("SCARD", keys.files), int)
     chunks = yield Command(("VCARD", keys.vectors), int)
     of_settings = {
@@ -521,7 +533,7 @@ def _completion(
 ) -> Plan[Request]:
     _check_tokenizer(keys, settings, tokenizer, model)
     first, prompt = retrieval.completion_of(tokenizer, gap)
-    others, given = f".path != {json.dumps(gap.path, ensure_ascii=False)}", options.get("filter")
+    filters = [f for f in (_not_of(gap.path), options.get("filter")) if f]
     own: RagOptions = {"ef": _SEARCH_EFFORT}
     if first.size:
         own["before"] = yield from _prefix_key(keys, first)
@@ -533,8 +545,28 @@ def _completion(
         "vset": keys.vectors,
         "prompt": prompt,
         **(own | options),
-        "filter": f"({others}) and ({given})" if given else others,
+        **({"filter": " and ".join(f"({f})" for f in filters)} if filters else {}),
     }
+
+
+def _not_of(path: str) -> str | None:
+    """The FILTER expression for chunks of other files; None: there is none for this path.
+
+    In an expression a backslash keeps the character after it from ending the text, and both
+    remain in it: Redis takes no escape out. So the path stands there as it is, in whichever
+    quotation marks it does not end. In attributes Redis 8.2 knows the escapes of a tab, a
+    newline and a return, but makes ``u0007`` of those in figures, which may be another file.
+    """
+    if any(char < " " and char not in "\t\n\r" for char in path):
+        return None
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return None  # no file of a corpus has such a name
+    for quote in "\"'":
+        if re.fullmatch(rf"(?:\\.|[^\\{quote}])*", path, re.DOTALL):
+            return f".path != {quote}{path}{quote}"
+    return None
 
 
 def _check_tokenizer(keys: Keys, settings: Settings, tokenizer: Tokenizer, model: str) -> None:
@@ -568,12 +600,16 @@ def _sources(keys: Keys, generation: RagGeneration) -> Plan[list[Hit]]:
 
 
 def _drop(keys: Keys) -> Plan[int]:
+    # Other keys may have the names of a corpus' keys: nothing goes before it is known to be one.
+    is_corpus = yield from _is_corpus(keys.meta)
+    has_meta = yield Command(("EXISTS", keys.meta), bool)
+    is_half_dropped = not has_meta and (yield Command(("EXISTS", keys.files), bool))
+    if not is_corpus and not is_half_dropped:
+        yield from _settings(keys)  # which says that there is none
     # Without its settings and vectors a corpus is gone for everyone, and an ingest that runs ends.
     # The list of files goes last: until then an interrupted drop can be taken up again.
-    found = yield Command(("UNLINK", keys.meta, keys.vectors, keys.prefix), int)
+    yield Command(("UNLINK", keys.meta, keys.vectors, keys.prefix), int)
     members = yield Command(("SMEMBERS", keys.files), list)
-    if not found and not members:
-        yield from _settings(keys)
     paths = [member.decode() for member in members]
     for start in range(0, len(paths), _DROP_BATCH):
         some = paths[start : start + _DROP_BATCH]
@@ -593,8 +629,30 @@ def _corpora() -> Plan[list[str]]:
             ("SCAN", cursor, "MATCH", layout.META_PATTERN, "TYPE", "hash", "COUNT", 1000), tuple
         )
         for key in found:
-            version = yield Command(("HGET", key, "version"), lambda reply: reply)
-            if version is not None:
-                names.add(layout.name_of_meta(key.decode()))
+            name = layout.name_of_meta(key)
+            if name is not None and (yield from _is_corpus(key)):
+                names.add(name)
         if cursor == b"0":
             return sorted(names)
+
+
+def _is_corpus(meta: Argument) -> Plan[bool]:
+    """Whether a hash is the settings of a corpus, of this version or another."""
+    values = yield Command(("HMGET", meta, *layout.CORPUS_FIELDS), list)
+    return None not in values
+
+
+def _infos() -> Plan[list[tuple[str, CorpusInfo | CorpusError]]]:
+    found: list[tuple[str, CorpusInfo | CorpusError]] = []
+    for name in (yield from _corpora()):
+        keys = Keys(name)
+        stored = yield Command(("HGETALL", keys.meta), as_hash)
+        if not stored:
+            continue  # dropped just now
+        try:
+            settings = Settings.from_hash(name, stored)
+        except CorpusError as error:
+            found.append((name, error))
+        else:
+            found.append((name, (yield from _info_of(keys, settings))))
+    return found

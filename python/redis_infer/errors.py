@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
+from redis.connection import DefaultParser
 from redis.exceptions import ResponseError
 
 
@@ -103,6 +104,13 @@ _BY_CODE: dict[str, type[InferError]] = {
         RequestCancelledError,
     )
 }
+
+
+def from_line(line: str) -> Exception:
+    """The exception for an error with its code, as a stream's last entry has it: the same one as
+    for that error as a reply."""
+    error: Exception = DefaultParser.parse_error(line)  # type: ignore[no-untyped-call]
+    return from_response(error) if isinstance(error, ResponseError) else error
 
 
 def from_response(error: ResponseError) -> ResponseError:

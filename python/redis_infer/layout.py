@@ -26,7 +26,7 @@ from .results import FloatArray
 
 VERSION = 1
 
-_NAME = re.compile(r"[^\s{}*?\[\]\\]{1,128}")
+_NAME = re.compile(r"[^\s{}*?\[\]\\\ud800-\udfff]{1,128}")  # no surrogates: they have no UTF-8
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Keys:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise CorpusError(
-                f"'{self.name}' can't be the name of a corpus: take up to 128 characters without "
-                "blanks, braces, brackets, '*', '?' and '\\'"
+                f"'{self.name}' can't be the name of a corpus: take up to 128 characters of UTF-8 "
+                "without blanks, braces, brackets, '*', '?' and '\\'"
             )
 
     @property
@@ -71,10 +71,17 @@ class Keys:
 
 META_PATTERN = "{*}:meta"
 
+CORPUS_FIELDS = ("version", "tokenizer", "probe")
+"""What every corpus has in ``{name}:meta``, whichever version of this program made it: a hash
+without them is somebody else's."""
 
-def name_of_meta(key: str) -> str:
-    """The corpus whose settings lie under a key that fits META_PATTERN."""
-    return key[1 : -len("}:meta")]
+
+def name_of_meta(key: bytes) -> str | None:
+    """The corpus whose settings lie under a key that fits META_PATTERN; None: it names none."""
+    try:
+        return Keys(key[1 : -len("}:meta")].decode()).name
+    except (UnicodeDecodeError, CorpusError):
+        return None
 
 
 def element(path: str, n: int) -> str:
@@ -149,14 +156,20 @@ class Settings:
         """From what HGETALL returns.
 
         Raises:
-            CorpusError: there is none, or another version of this program made it.
+            CorpusError: there is none, another version of this program made it, or the hash is
+                no corpus' at all.
         """
         if not fields:
             raise CorpusError(
                 f"there is no corpus '{name}': make one with 'redis-infer ingest PATH "
                 f"--corpus {name}'"
             )
-        version = fields.get(b"version", b"").decode()
+        if any(field.encode() not in fields for field in CORPUS_FIELDS):
+            raise CorpusError(
+                f"there is no corpus '{name}', and the hash '{Keys(name).meta}' is something "
+                "else: take another name"
+            )
+        version = fields[b"version"].decode(errors="replace")
         if version != str(VERSION):
             raise CorpusError(
                 f"corpus '{name}' has format {version or 'unknown'}, and this is for format "
@@ -166,14 +179,20 @@ class Settings:
         def text(field: str) -> str:
             return fields[field.encode()].decode("utf-8", "surrogateescape")
 
-        return cls(
-            id=text("id"),
-            root=text("root"),
-            model=text("model"),
-            tokenizer=text("tokenizer"),
-            embed_model=text("embed_model"),
-            probe=np.frombuffer(fields[b"probe"], "<f4").astype(np.float32),
-            chunk_tokens=int(text("chunk_tokens")),
-            overlap=int(text("overlap")),
-            created=int(text("created")),
-        )
+        try:
+            return cls(
+                id=text("id"),
+                root=text("root"),
+                model=text("model"),
+                tokenizer=text("tokenizer"),
+                embed_model=text("embed_model"),
+                probe=np.frombuffer(fields[b"probe"], "<f4").astype(np.float32),
+                chunk_tokens=int(text("chunk_tokens")),
+                overlap=int(text("overlap")),
+                created=int(text("created")),
+            )
+        except (KeyError, ValueError) as error:
+            raise CorpusError(
+                f"the settings of corpus '{name}' are damaged ({error!r} in '{Keys(name).meta}'): "
+                f"drop it with 'redis-infer corpus drop {name}' and ingest again"
+            ) from error

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -154,12 +155,21 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
 def home() -> Path:
-    """The folder for everything that can be fetched again."""
+    """The folder for everything that can be fetched again.
+
+    Raises:
+        ModelError: it would be in a home directory that cannot be found.
+    """
     own = os.environ.get("REDIS_INFER_HOME")
-    if own:
-        return Path(own).expanduser().absolute()
     cache = os.environ.get("XDG_CACHE_HOME")
-    base = Path(cache) if cache and Path(cache).is_absolute() else Path.home() / ".cache"
+    try:
+        if own:
+            return Path(own).expanduser().absolute()
+        base = Path(cache) if cache and Path(cache).is_absolute() else Path.home() / ".cache"
+    except RuntimeError as error:
+        raise ModelError(
+            f"no folder for models ({error}): name one with REDIS_INFER_HOME=/path/to/folder"
+        ) from error
     return base / "redis-infer"
 
 
@@ -208,6 +218,9 @@ def pull(name: str = DEFAULT_MODEL, progress: Progress | None = None) -> Path:
     """
     model = known(name)
     report = progress or (lambda _what, _done, _total: None)
+    if model.path.is_file():  # then it is complete, and the folder need not be writable
+        _verify(model, report)
+        return model.path
     directory().mkdir(parents=True, exist_ok=True)
     with _locked(directory() / f".{model.file_name}.lock"):
         if model.path.is_file():
@@ -378,8 +391,8 @@ def _pip_version() -> tuple[int, int]:
             f"fetching this model needs pip, which {sys.executable} does not have: "
             f"run '{sys.executable} -m ensurepip'"
         )
-    major, minor = run.stdout.split()[1].split(".")[:2]
-    return int(major), int(minor)
+    found = re.match(r"pip (\d+)(?:\.(\d+))?", run.stdout)  # what follows may be "b1" or ".dev0"
+    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 
 
 # ---- from the Hugging Face hub ----
@@ -394,7 +407,9 @@ def _pull_from_hub(model: KnownModel, source: FromHub) -> None:
             f"'{model.name}' comes from the Hugging Face hub: run "
             "\"pip install 'redis-infer[hub]'\" first"
         ) from None
-    staging = home() / "downloads" / "hub"
+    # Beside the place of the file: ``models`` may be a link to another file system, which a file
+    # cannot be moved to.
+    staging = directory() / ".hub"
     try:
         fetched = huggingface_hub.hf_hub_download(
             source.repository, source.file, revision=source.revision, local_dir=staging

@@ -87,8 +87,12 @@ def check_ready(info: ModelInfo) -> None:
         raise NoModelError(f"NOMODEL model '{info['name']}' is not ready: it is {info['state']}")
 
 
-def tokenizer_of(info: ModelInfo) -> Tokenizer:
+def tokenizer_of(info: ModelInfo, *, can_be_given: bool = False) -> Tokenizer:
     """The tokenizer in the file of a loaded model, if that file can be read here.
+
+    Args:
+        can_be_given: who needs it would also take it as ``tokenizer``. Where a query is embedded
+            that is not so.
 
     Raises:
         TokenizerError: it can't, because the server runs elsewhere or the file is private.
@@ -101,10 +105,15 @@ def tokenizer_of(info: ModelInfo) -> Tokenizer:
         with path.open("rb"):
             pass
     except OSError as error:
+        remedy = (
+            "pass tokenizer=Tokenizer.from_gguf(a copy of it), or give token ids or keys"
+            if can_be_given
+            else "give the query as token ids, made by Tokenizer.from_gguf(a copy of it), or as a "
+            "vector; a Corpus takes embed="
+        )
         raise TokenizerError(
             f"text needs the tokenizer of model '{info['name']}', whose file {path} cannot be read "
-            f"here ({error.strerror}): pass tokenizer=Tokenizer.from_gguf(a copy of it), "
-            "or give token ids or keys"
+            f"here ({error.strerror}): {remedy}"
         ) from error
     return _read_tokenizer(path, status.st_size, status.st_mtime_ns)
 

@@ -14,7 +14,8 @@ FloatArray = npt.NDArray[np.float32]
 FinishReason = Literal["stop", "length", "timeout", "cancelled"]
 
 ModelInfo = dict[str, Any]
-"""A model's properties, by the names that INFER.MODEL INFO gives them."""
+"""A model's properties, by the names that INFER.MODEL INFO gives them. In ``path`` bytes that are
+no UTF-8 are lone surrogates, as :func:`os.fsdecode` makes them."""
 
 
 RequestInfo = dict[str, Any]

@@ -36,8 +36,16 @@ MINIMUM_VERSION = (7, 0)
 _MAX_SOCKET_PATH = 103
 _PORT_ATTEMPTS = 5
 
-# How the server is reached and watched.
-_OWN_DIRECTIVES = frozenset({"daemonize", "logfile", "port", "unixsocket"})
+# How the server is reached and watched, and what it is started for. Each with how to set it, where
+# there is a way.
+_OWN_DIRECTIVES = {
+    "daemonize": "",
+    "loadmodule": "another build of ours is named with Server(module=...), and other modules are "
+    "loaded with MODULE LOADEX once it runs (enable-module-command)",
+    "logfile": "",
+    "port": "there is an option for it",
+    "unixsocket": "",
+}
 
 
 class ServerError(RuntimeError):
@@ -143,12 +151,23 @@ class Server:
         self._config: dict[str, object] = {"infer.model-dir": self.model_dir}
         if threads is not None:
             self._config["infer.threads"] = threads
-        self._config.update({name.lower(): value for name, value in (config or {}).items()})
-        if taken := sorted(_OWN_DIRECTIVES & self._config.keys()):
+        given: dict[str, object] = {}
+        for name, value in (config or {}).items():
+            if name.lower() in given:
+                raise ServerError(f"config has {name.lower()} twice: which of them holds?")
+            given[name.lower()] = value
+        taken = sorted(_OWN_DIRECTIVES.keys() & given.keys())
+        if "loadmodule" in taken and self._is_own_module(given["loadmodule"]):
+            taken.remove("loadmodule")  # it only adds arguments
+        if taken:
+            ways = "; ".join(
+                f"{name}: {_OWN_DIRECTIVES[name]}" for name in taken if _OWN_DIRECTIVES[name]
+            )
             raise ServerError(
                 f"{', '.join(taken)} cannot be configured: the server sets "
-                f"{', '.join(sorted(_OWN_DIRECTIVES))} itself (there is an option for the port)"
+                f"{', '.join(_OWN_DIRECTIVES)} itself" + (f" ({ways})" if ways else "")
             )
+        self._config.update(given)
         self._password = str(self._config.get("requirepass") or "")
         self._startup_timeout_s = startup_timeout_s
         self._dir: Path | None = None
@@ -161,7 +180,7 @@ class Server:
         if self._process is not None:
             raise ServerError(f"the server already runs on port {self.port}")
         self.model_dir.mkdir(parents=True, exist_ok=True)
-        self._dir = _private_directory()
+        self._dir = socket_directory("redis-infer-", "redis.sock")
         attempts = 1 if self._wanted_port else _PORT_ATTEMPTS
         try:
             for attempt in range(1, attempts + 1):
@@ -180,10 +199,12 @@ class Server:
 
     def stop(self) -> None:
         """Ends the server and removes its directory. Safe to call twice."""
-        self._end_process()
-        directory, self._dir = self._dir, None
-        if directory is not None:
-            shutil.rmtree(directory, ignore_errors=True)
+        try:
+            self._end_process()
+        finally:  # also where Ctrl-C, once more, ends the wait for it
+            directory, self._dir = self._dir, None
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
 
     def __enter__(self) -> Server:
         return self if self._process is not None else self.start()
@@ -250,9 +271,13 @@ class Server:
         own = {"unix_socket_path": str(self.unix_socket), "password": self._password or None}
         return own | options
 
+    def _is_own_module(self, directive: object) -> bool:
+        first = directive[0] if isinstance(directive, (list, tuple)) and directive else directive
+        return isinstance(first, (str, os.PathLike)) and Path(first).resolve() == self.module
+
     def _start_once(self) -> None:
         conf = self.directory / "redis.conf"
-        conf.write_text(self._redis_conf(), encoding="utf-8")
+        conf.write_text(self._redis_conf(), encoding="utf-8", errors="surrogateescape")
         self.log_path.unlink(missing_ok=True)
         self._process = _guard.start(
             self.directory, [self.redis_server, conf], output=self.directory / "output"
@@ -327,13 +352,13 @@ def _quote(value: object) -> str:
     return '"' + "".join(escapes.get(c, c) for c in text) + '"'
 
 
-def _private_directory() -> Path:
-    """A new directory whose name leaves room for a unix socket's."""
-    path = Path(tempfile.mkdtemp(prefix="redis-infer-"))
-    if len(os.fsencode(path / "redis.sock")) <= _MAX_SOCKET_PATH:
+def socket_directory(prefix: str, socket_name: str) -> Path:
+    """A new private directory whose name leaves room for that of a unix socket in it."""
+    path = Path(tempfile.mkdtemp(prefix=prefix))
+    if len(os.fsencode(path / socket_name)) <= _MAX_SOCKET_PATH:
         return path
     path.rmdir()
-    return Path(tempfile.mkdtemp(prefix="redis-infer-", dir="/tmp"))
+    return Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
 
 
 def _free_port() -> int:

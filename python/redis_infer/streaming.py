@@ -9,6 +9,7 @@ follows the Redis stream with XREAD.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import functools
 import itertools
@@ -29,8 +30,17 @@ import numpy as np
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
-from .commands import Argument, Command, GenerateOptions, Key, RagOptions, as_map, key_list
-from .errors import from_response
+from .commands import (
+    Argument,
+    Command,
+    GenerateOptions,
+    Key,
+    RagOptions,
+    as_map,
+    key_list,
+    parse_top,
+)
+from .errors import from_line, from_response
 from .results import Generation, Piece, TokenArray
 
 R = TypeVar("R", bound=Generation)
@@ -38,7 +48,8 @@ R = TypeVar("R", bound=Generation)
 OWN_TTL_MS = 60_000
 """How long a stream that only we know of outlives its last entry, if nobody removes it."""
 
-# The reply says that all entries were written; one that is not there by then has been deleted.
+# The reply says that all entries were written. One that is not there by then has been deleted, and
+# so has one that is not in what XREAD brings which was sent after the reply had come.
 _GRACE_S = 0.2
 
 
@@ -97,6 +108,8 @@ class Entries:
         self.n_tokens = 0
         self.text_bytes = 0
         self.complete = True  # nothing was deleted before it was read
+        self.tops: dict[str, bytearray] = collections.defaultdict(bytearray)
+        """The alternatives of all tokens, as in the reply."""
         self._passing = False  # what comes may still be an earlier request's
 
     def start_after(self, newest: Any) -> None:
@@ -113,6 +126,8 @@ class Entries:
         for position, fields in entries:
             self.position = position
             entry = as_map(fields)
+            if "i" not in entry or "text" not in entry:
+                continue  # somebody else's
             if self._passing and entry.get("i") != b"0":
                 continue
             self._passing = False
@@ -122,6 +137,8 @@ class Entries:
             self.complete = self.complete and piece.i == self.n_tokens
             self.n_tokens = piece.i + (piece.token is not None)
             self.text_bytes += len(entry["text"])
+            for name in entry.keys() & {"top_ids", "top_logprobs"}:
+                self.tops[name] += entry[name]
             if piece.token is not None or piece.text:
                 pieces.append(piece)
             if self.last is not None:
@@ -144,11 +161,14 @@ def _piece(entry: dict[str, Any]) -> Piece:
     )
 
 
-def _result(pieces: list[Piece], last: dict[str, Any]) -> Generation:
-    """The end of a stream, for who has read it from the beginning."""
+def _result(pieces: list[Piece], entries: Entries) -> Generation:
+    """What the pieces and the last entry of a stream tell of a generation."""
+    last = entries.last or {}
     if "error" in last:
-        raise from_response(ResponseError(last["error"].decode(errors="replace")))
+        raise from_line(last["error"].decode(errors="replace"))
     tokens: TokenArray = np.array([p.token for p in pieces if p.token is not None], np.uint32)
+    logprobs = [p.logprob for p in pieces if p.logprob is not None]
+    top_ids, top_logprobs = parse_top(entries.tops, tokens.size)
     counts = ("prompt_tokens", "cached_tokens", "output_tokens")
     times = ("queue_us", "first_token_us", "total_us")
     numbers: dict[str, Any] = {name: int(last[name]) for name in (*counts, *times)}
@@ -157,6 +177,9 @@ def _result(pieces: list[Piece], last: dict[str, Any]) -> Generation:
         tokens=tokens,
         finish_reason=last["finish_reason"].decode(),
         admit_us=0,
+        logprobs=np.array(logprobs, np.float32) if logprobs else None,
+        top_ids=top_ids,
+        top_logprobs=top_logprobs,
         **numbers,
     )
 
@@ -275,14 +298,18 @@ def run(
             asking.send_command(*request.args)
             result = None
             while entries.last is None:
+                brings_the_rest = result is not None
                 following.send_command(*_xread(key, entries.position))
-                _wait_readable(*busy)
-                if result is None and not following.can_read(0):
-                    result = request.parse(read(asking))
-                    busy.remove(asking)
+                if result is None:
+                    _wait_readable(*busy)
+                    if not following.can_read(0):
+                        result = request.parse(read(asking))
+                        busy.remove(asking)
                 if result is not None and not following.can_read(_GRACE_S):
                     break
                 yield from entries.take(read(following))
+                if brings_the_rest:
+                    break
             if result is None:
                 result = request.parse(read(asking))
                 busy.remove(asking)
@@ -290,8 +317,9 @@ def run(
                 yield from entries.rest(result)
             else:
                 if own:
-                    following.send_command("UNLINK", key)
-                    read(following)
+                    with contextlib.suppress(ResponseError):  # forbidden: then it expires
+                        following.send_command("UNLINK", key)
+                        read(following)
                 busy.remove(following)
             return result
     finally:
@@ -315,7 +343,7 @@ def follow(
                 new = entries.take(_in_time(read(connection), key, timeout_s))
                 pieces += new
                 yield from new
-        return _result(pieces, entries.last)
+        return _result(pieces, entries)
     finally:
         if entries.last is None:
             connection.disconnect()
@@ -327,6 +355,35 @@ def follow(
 AsyncRead = Callable[[Any], Awaitable[Any]]
 
 
+async def acquire_async(pool: Any) -> Any:
+    """A connection of the pool that is open, and on which nothing is left to be read.
+
+    redis-py sees to that as well, but not where it listens to maintenance notifications: with
+    RESP3 over TCP, by default, it gives connections away that the server has closed.
+    """
+    connection = await pool.get_connection()
+    try:
+        # Before redis-py 8 there are neither these notifications nor can_read.
+        if hasattr(connection, "can_read") and await connection.can_read():
+            await connection.disconnect()
+            await connection.connect()
+    except BaseException:
+        await pool.release(connection)
+        raise
+    return connection
+
+
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
+    """Cancels tasks and waits until they have ended; a cancellation of our own ends the wait."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # looked at, or asyncio logs it
+
+
 async def send_async(connection: Any, *args: Any) -> None:
     """Sends a command, from a task of its own: before Python 3.12 ``asyncio.wait_for``, which
     redis-py sends with, forgets a cancellation that arrives when it is just done. Cancelled, it
@@ -336,10 +393,10 @@ async def send_async(connection: Any, *args: Any) -> None:
     try:
         await asyncio.wait([sending])
     except asyncio.CancelledError:
-        sending.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await sending
-        await connection.disconnect(nowait=True)
+        try:
+            await _cancel(sending)
+        finally:
+            await connection.disconnect(nowait=True)
         raise
     sending.result()
 
@@ -349,9 +406,9 @@ async def run_async(
 ) -> AsyncGenerator[Piece | R, None]:
     """:func:`run` for asyncio; the result is the last item."""
     entries = Entries()
-    asking = await pool.get_connection()
+    asking = await acquire_async(pool)
     try:
-        following = await pool.get_connection()
+        following = await acquire_async(pool)
     except BaseException:
         await pool.release(asking)
         raise
@@ -365,6 +422,7 @@ async def run_async(
             await send_async(asking, *request.args)
             reply = asyncio.ensure_future(read(asking))
             while entries.last is None:
+                brings_the_rest = reply.done()
                 await send_async(following, *_xread(key, entries.position))
                 news = asyncio.ensure_future(read(following))
                 await asyncio.wait([reply, news], return_when=asyncio.FIRST_COMPLETED)
@@ -375,6 +433,8 @@ async def run_async(
                     break
                 for piece in entries.take(news.result()):
                     yield piece
+                if brings_the_rest:
+                    break
             result = request.parse(await reply)
             busy.remove(asking)
             if entries.last is None:
@@ -382,20 +442,19 @@ async def run_async(
                     yield piece
             else:
                 if own:
-                    await send_async(following, "UNLINK", key)
-                    await read(following)
+                    with contextlib.suppress(ResponseError):
+                        await send_async(following, "UNLINK", key)
+                        await read(following)
                 busy.remove(following)
             yield result
     finally:
-        for task in (reply, news):
-            if task is not None and not task.done():
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await task
-        for connection in busy:
-            await connection.disconnect(nowait=True)
-        await pool.release(asking)
-        await pool.release(following)
+        try:
+            await _cancel(*(task for task in (reply, news) if task is not None))
+        finally:
+            for connection in busy:
+                await connection.disconnect(nowait=True)
+            await pool.release(asking)
+            await pool.release(following)
 
 
 async def follow_async(
@@ -404,7 +463,7 @@ async def follow_async(
     """:func:`follow` for asyncio; the result is the last item."""
     entries = Entries()
     pieces: list[Piece] = []
-    connection = await pool.get_connection()
+    connection = await acquire_async(pool)
     try:
         with _raising_ours():
             while entries.last is None:
@@ -413,7 +472,7 @@ async def follow_async(
                 pieces += new
                 for piece in new:
                     yield piece
-        yield _result(pieces, entries.last)
+        yield _result(pieces, entries)
     finally:
         if entries.last is None:
             await connection.disconnect(nowait=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -18,7 +19,7 @@ import redis
 
 from module_support import wait_until
 from redis_infer import Infer, models
-from redis_infer.cli_support import UsageError, file_for, only_model
+from redis_infer.cli_support import UsageError, file_for, only_model, shown_url
 from redis_infer.server import Server
 from small_vocab import NORMAL, UNKNOWN, Vocabulary
 
@@ -85,6 +86,13 @@ def test_without_a_command_it_shows_the_help() -> None:
         (["serve", "--redis-server", "/no/redis-server"], 1, "no executable"),
         (["generate", "x", "--url", "redis://127.0.0.1:1"], 1, "127.0.0.1:1"),
         (["generate", "x", "--url", "http://x"], 2, "redis://"),
+        (["generate", "x", "--url", "redis://127.0.0.1?foo=1"], 2, "after its '?' is no option"),
+        (["generate", "x", "--url", "redis://x", "--threads", "2"], 2, "leave one of them out"),
+        (["chat", "--url", "redis://x", "--threads", "2"], 2, "leave one of them out"),
+        (["generate", "x", "--top-p", "0"], 2, "--top-p"),
+        (["generate", "x", "--model", "~nobody-of-that-name/x.gguf"], 2, "home directory"),
+        (["serve", "--config", "loadmodule=/other.so"], 1, "loadmodule cannot be configured"),
+        (["serve", "--config", "save=1 1", "--config", "Save=2 2"], 2, "has save twice"),
     ],
 )
 def test_what_goes_wrong_is_one_line_on_standard_error(
@@ -101,6 +109,97 @@ def test_an_error_of_the_system_is_one_line() -> None:
     done = run("models", "pull", models.DEFAULT_MODEL, REDIS_INFER_HOME="/dev/null")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.strip() == "redis-infer: [Errno 20] Not a directory: '/dev/null/models'"
+
+
+def test_without_a_home_directory_one_line_says_what_to_do() -> None:
+    done = run("models", "path", models.DEFAULT_MODEL, REDIS_INFER_HOME="~nobody-of-that-name/x")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "name one with REDIS_INFER_HOME" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_argument_that_is_not_utf8_is_one_line(server: Server, loaded: Infer) -> None:
+    command = [*COMMAND, "generate", "x", "--url", server.url, "--stop", b"caf\xe9"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"redis-infer: 'caf\\udce9' is not UTF-8\n"
+
+
+def test_output_in_a_narrow_encoding_has_question_marks(tmp_path: Path) -> None:
+    tokens = ["[UNK]", "\u2581\u65e5"]
+    path = Vocabulary("bert", tokens, [UNKNOWN, NORMAL], unknown_id=0).write(tmp_path / "b.gguf")
+    done = subprocess.run(
+        [*COMMAND, "tokenize", "\u65e5", "--model", str(path)],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == b"       1  ' ?'\n"
+
+
+def test_a_path_of_any_bytes_is_printed_as_it_is(tmp_path: Path) -> None:
+    home = tmp_path / os.fsdecode(b"caf\xe9")
+    file = home / "models" / models.KNOWN_MODELS[models.DEFAULT_MODEL].file_name
+    try:
+        file.parent.mkdir(parents=True)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    file.touch()
+    done = subprocess.run(
+        [*COMMAND, "models", "path", models.DEFAULT_MODEL],
+        capture_output=True,
+        env=os.environ | {"REDIS_INFER_HOME": str(home), "PYTHONIOENCODING": "utf-8"},
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, os.fsencode(file) + b"\n"), done.stderr
+
+
+def test_a_model_in_a_folder_of_any_bytes_is_loaded(model_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    shutil.copy(model_path, folder)
+    command = [*COMMAND, "generate", "The capital of France is", "-n", "5", "--model"]
+    done = subprocess.run(
+        [*command, folder / model_path.name], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://127.0.0.1:7000/2", "redis://127.0.0.1:7000/2"),
+        ("redis://user:secret@[::1]:7000", "redis://[::1]:7000"),
+        ("rediss://:secret@h?password=secret", "rediss://h"),
+        ("unix:///run/redis.sock?password=secret", "unix:///run/redis.sock"),
+        ("redis://user:sec/ret@h", "redis://..."),
+        ("redis://:sec?ret@h", "redis://..."),
+        ("redis://h?password=sec@ret", "redis://..."),
+        ("redis://user:sec]ret[@h", "redis://..."),
+        ("localhost:7000", "localhost:7000"),
+        ("user:secret@localhost", "..."),
+    ],
+)
+def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
+
+
+def test_a_server_that_wants_a_password_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
+    with Server(model_dir=tmp_path, config={"requirepass": "right"}) as server:
+        for url in (f"redis://127.0.0.1:{server.port}", server.url.replace("right", "wrong")):
+            for command in (["corpus", "list"], ["generate", "x"]):
+                done = run(*command, "--url", url)
+                assert (done.returncode, done.stdout) == (1, "")
+                says = f"the server at redis://127.0.0.1:{server.port} wants a user or password ("
+                assert says in done.stderr and done.stderr.count("\n") == 1
+                assert "wrong" not in done.stderr
+        assert ok("corpus", "list", "--url", server.url).startswith("NAME")
+    done = run("corpus", "list", "--url", "redis://user:sec/ret@h")
+    assert (done.returncode, "sec" in done.stderr) == (2, False)
 
 
 def test_a_refusal_of_the_server_keeps_its_code(server: Server, loaded: Infer) -> None:

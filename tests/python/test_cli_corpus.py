@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import redis
 
+import hashing_embedder
 from redis_infer import AsyncCorpus, AsyncInfer, Corpus, Infer
 from redis_infer.ingest import ingest
 from redis_infer.server import Server
-from test_cli import ok, run
+from test_cli import COMMAND, ok, run
 
 FILES = {
     "src/password.py": '"""Passwords."""\n\n\ndef check_password(user, password):\n'
@@ -117,6 +120,82 @@ def test_complete_finds_the_corpus_of_the_file(shop: Path, server: Server, loade
     assert "src/password.py:1-6" in done.stderr and "src/invoice.py" not in done.stderr
 
 
+def test_what_is_no_corpus_of_this_version_breaks_no_command(
+    shop: Path, server: Server, client: redis.Redis
+) -> None:
+    settings = client.hgetall("{shop}:meta")
+    client.hset("{app}:meta", "version", "1")
+    client.hset(b"{\xe9}:meta", mapping=settings)
+    client.hset("{later}:meta", mapping={**settings, b"version": b"2"})
+    _, later, row = ok("corpus", "list", "--url", server.url).splitlines()
+    assert later.startswith("later ") and "has format 2, and this is for format 1" in later
+    assert row.startswith("shop ")
+    ok("complete", str(shop / "src/invoice.py"), "--line", "5", "-n", "1", "--url", server.url)
+
+
+def test_a_folder_of_any_bytes_is_printed_as_it_is(
+    tmp_path: Path, loaded: Infer, server: Server
+) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    (folder / "a.txt").write_text("a")
+    ingest(loaded, folder, "odd", model="smol", embed_model="e", embed=hashing_embedder.embed)
+    for words in (["list"], ["info", "odd"]):
+        done = subprocess.run(
+            [*COMMAND, "corpus", *words, "--url", server.url],
+            capture_output=True,
+            env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert os.fsencode(folder.resolve()) + b"\n" in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252"])
+def test_complete_reads_a_file_as_ingest_does(
+    shop: Path, server: Server, loaded: Infer, encoding: str
+) -> None:
+    text = "# grün\ndef total(invoice):\n    return 1\n"
+    (shop / "src/odd.py").write_bytes(text.encode(encoding))
+    expected = Corpus(loaded, "shop").complete("src/odd.py", text, 2, max_tokens=12, budget=1024)
+    shown = ok("complete", str(shop / "src/odd.py"), "--line", "2", "-n", "12", "--url", server.url)
+    assert shown.rstrip("\n") == expected.text.rstrip("\n")
+    done = run("complete", str(shop / "logo.png"), "--line", "0", "--url", server.url)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "logo.png is no text but binary" in done.stderr
+
+
+def test_a_file_outside_the_corpus_does_not_pass_for_one_inside(
+    shop: Path, server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "README.md"
+    outside.write_text(FILES["README.md"])
+    args = ("--line", "1", "-n", "1", "--corpus", "shop", "--url", server.url)
+    done = run("complete", str(outside), *args)
+    assert done.returncode == 0, done.stderr
+    assert "  README.md:1-3" in done.stderr
+    inside = run("complete", str(shop / "README.md"), *args)
+    assert inside.returncode == 0 and "README.md" not in inside.stderr
+
+
+def test_what_the_tokenizer_lacks_is_not_blamed_on_the_line(shop: Path, server: Server) -> None:
+    program = (
+        "import sys; from redis_infer import Corpus, TokenizerError; "
+        "from redis_infer.cli import main\n"
+        "def complete(*_, **__): raise TokenizerError('no tokenizer here')\n"
+        "Corpus.complete = complete; "
+        f"sys.argv = ['redis-infer', 'complete', {str(shop / 'README.md')!r}, '--line', '1', "
+        f"'--url', {server.url!r}]; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "redis-infer: no tokenizer here\n")
+
+
 @pytest.mark.parametrize(
     ("args", "status", "says"),
     [
@@ -129,6 +208,12 @@ def test_complete_finds_the_corpus_of_the_file(shop: Path, server: Server, loade
         (["complete", __file__, "--line", "1"], 1, "no corpus was made from a folder around"),
         (["corpus", "list", "--url", "redis://127.0.0.1:1"], 1, "redis-infer serve"),
         (["corpus", "list", "--url", "http://x"], 2, "redis://"),
+        (["corpus", "list", "--url", "redis://127.0.0.1?foo=1"], 2, "is no option of a connection"),
+        (
+            ["corpus", "info", os.fsdecode(b"caf\xe9")],
+            1,
+            "'caf\\udce9' can't be the name of a corpus",
+        ),
     ],
 )
 def test_what_goes_wrong_is_one_line_that_says_what_to_do(

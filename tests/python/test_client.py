@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
+import os
 import shutil
 import threading
 import time
@@ -14,8 +16,10 @@ import numpy as np
 import pytest
 import redis
 import redis.asyncio
+import redis.sentinel
+from redis.cache import CacheConfig
 
-from module_support import wait_until
+from module_support import assert_idle, own_cluster, wait_until
 from redis_infer import (
     AsyncInfer,
     BadTokensError,
@@ -31,6 +35,9 @@ from redis_infer import (
 from redis_infer.server import Server, find_redis_server
 
 QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
+
+
+ELSEWHERE = {"name": "m", "state": "ready", "path": "/nowhere/model.gguf"}
 
 
 @pytest.fixture
@@ -127,7 +134,63 @@ def test_a_tokenizer_can_be_given(server: Server, loaded: Infer) -> None:
 
 def test_a_model_file_that_is_not_here_needs_a_tokenizer() -> None:
     with pytest.raises(TokenizerError, match=r"from_gguf.*or give token ids or keys"):
-        prompts.tokenizer_of({"name": "m", "state": "ready", "path": "/nowhere/model.gguf"})
+        prompts.tokenizer_of(ELSEWHERE, can_be_given=True)
+
+
+def test_a_query_for_a_model_file_that_is_not_here_may_be_tokens_or_a_vector() -> None:
+    with pytest.raises(TokenizerError, match=r"token ids, made by Tokenizer.*a vector") as caught:
+        prompts.tokenizer_of(ELSEWHERE)
+    assert "tokenizer=" not in str(caught.value), "rag has no such parameter"
+
+
+class Noting:
+    """A tokenizer that notes which texts are said to continue other tokens."""
+
+    def __init__(self) -> None:
+        self.continues: list[bool] = []
+
+    def encode(self, _text: str, *, add_special: bool, continues: bool) -> np.ndarray:
+        assert add_special is not continues
+        self.continues.append(continues)
+        return np.array([5], np.uint32)
+
+
+@pytest.mark.parametrize("keys", ["", b"", [""]])
+def test_text_continues_the_key_with_the_empty_name(
+    loaded: Infer, client: redis.Redis, keys: Any
+) -> None:
+    loaded.store_tokens("", [1])
+    noting = Noting()
+    infer = Infer(client, tokenizer=noting)  # type: ignore[arg-type]
+    infer.generate("smol", "x", keys=keys, max_tokens=1)
+    infer.submit("smol", "x", keys=keys, max_tokens=1, store="out")
+    infer.score("smol", "x", keys=keys)
+    list(infer.stream("smol", "x", keys=keys, max_tokens=1))
+    assert noting.continues == [True] * 4
+    assert_idle(client)
+
+
+async def test_text_continues_the_key_with_the_empty_name_in_asyncio(
+    server: Server, loaded: Infer, client: redis.Redis
+) -> None:
+    loaded.store_tokens("", [1])
+    noting = Noting()
+    async with server.async_client() as connected:
+        infer = AsyncInfer(connected, tokenizer=noting)  # type: ignore[arg-type]
+        await infer.generate("smol", "x", keys="", max_tokens=1)
+        await infer.submit("smol", "x", keys="", max_tokens=1, store="out")
+        await infer.score("smol", "x", keys="")
+        async for _ in infer.stream("smol", "x", keys="", max_tokens=1):
+            pass
+    assert noting.continues == [True] * 4
+    await asyncio.to_thread(assert_idle, client)
+
+
+def test_no_keys_at_all_are_not_continued(loaded: Infer, client: redis.Redis) -> None:
+    noting = Noting()
+    infer = Infer(client, tokenizer=noting)  # type: ignore[arg-type]
+    infer.generate("smol", "x", keys=(key for key in ()), max_tokens=1)
+    assert noting.continues == [False]
 
 
 # ---- options ----
@@ -251,6 +314,27 @@ def test_the_wrong_kind_of_client_is_named(server: Server) -> None:
         Infer("redis://localhost")  # type: ignore[arg-type]
 
 
+def test_a_client_with_a_cache_is_refused(server: Server) -> None:
+    client = redis.Redis(port=server.port, protocol=3, cache_config=CacheConfig())
+    with pytest.raises(TypeError, match="without cache and cache_config"):
+        Infer(client)
+
+
+async def test_a_cluster_client_is_told_where_to_get_its_nodes_client(model_path: Path) -> None:
+    with own_cluster(model_path) as server:
+        cluster = redis.asyncio.RedisCluster(host="127.0.0.1", port=server.port)
+        await cluster.initialize()
+        with pytest.raises(TypeError, match=r"redis\.asyncio\.Redis\(host=node\.host"):
+            AsyncInfer(cluster)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r" redis\.Redis\(host=node\.host"):
+            Infer(cluster)  # type: ignore[arg-type]
+        node = cluster.get_node_from_key("k")
+        assert node is not None
+        async with redis.asyncio.Redis(host=node.host, port=node.port) as client:
+            assert [m["name"] for m in await AsyncInfer(client).models()] == ["smol"]
+        await cluster.aclose()
+
+
 # ---- connections ----
 
 
@@ -276,6 +360,61 @@ async def test_a_long_async_generation_outlives_it_too(
         )
         assert result.finish_reason == "timeout"
         assert await client.ping()
+
+
+async def test_other_commands_have_their_socket_timeout_afterwards(
+    server: Server, loaded: Infer
+) -> None:
+    async with server.async_client(socket_timeout=7) as client:
+        await AsyncInfer(client).info("smol")
+        connection = await client.connection_pool.get_connection()
+        assert connection.socket_timeout == 7
+        await client.connection_pool.release(connection)
+
+
+async def test_a_host_that_is_gone_is_an_error_and_no_reply(
+    server: Server, loaded: Infer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded.store_tokens("k", [1])
+    async with server.async_client() as client:
+        infer = AsyncInfer(client)
+        assert await infer.load_tokens("k") is not None
+        connection = await client.connection_pool.get_connection()
+        await client.connection_pool.release(connection)
+
+        async def gone(*_: Any, **__: Any) -> None:
+            raise OSError(errno.ETIMEDOUT, "Connection timed out")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(connection._parser), "read_response", gone)
+            with pytest.raises((redis.TimeoutError, redis.ConnectionError)):
+                await infer.load_tokens("k")
+        assert await infer.load_tokens("k") is not None
+
+
+def test_an_interrupted_read_leaves_no_reply_behind(
+    server: Server, loaded: Infer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Sentinel's connections, which are not closed by errors unless told so."""
+
+    class Manager:
+        def discover_master(self, _service: str) -> tuple[str, int]:
+            return "127.0.0.1", server.port
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    pool = redis.sentinel.SentinelConnectionPool("service", Manager())
+    client = redis.Redis(connection_pool=pool)
+    connection = pool.get_connection()
+    pool.release(connection)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(connection._parser), "read_response", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Infer(client).info("smol")
+    assert connection._sock is None
+    assert client.ping() is True
+    pool.disconnect()
 
 
 def test_connections_go_back_to_the_pool(server: Server, loaded: Infer) -> None:
@@ -378,6 +517,21 @@ def test_an_old_redis_will_do(model_path: Path) -> None:
         infer = Infer(server.client())
         infer.load("smol", model_path)
         assert "Paris" in infer.generate("smol", QUESTION, max_tokens=10).text
+
+
+def test_a_models_path_may_have_any_bytes(model_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"m\xff.gguf")
+    try:
+        shutil.copyfile(model_path, path)
+    except OSError:
+        pytest.skip("file names are UTF-8 here")
+    with Server(model_dir=tmp_path, threads=1) as server, server.client() as client:
+        infer = Infer(client)
+        for given in (path, os.fsencode(path), b"m\xff.gguf"):
+            info = infer.load("m", given)
+            assert os.fsencode(info["path"]).endswith(b"/m\xff.gguf")
+            assert infer.tokenizer("m").encode("abc").size
+            infer.unload("m")
 
 
 # ---- one definition ----

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import struct
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import (
+    ClusterCrossSlotError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 
 from redis_infer import SkippedSource, Source, commands, errors, pack_tokens, unpack_tokens
 
@@ -77,6 +85,12 @@ def test_one_stop_text_is_one_text() -> None:
 
 def test_no_stop_texts_leave_the_option_out() -> None:
     assert "STOP" not in commands.generate("m", "k", None, stop=[]).args
+
+
+def test_an_option_that_is_none_is_left_out() -> None:
+    options = dict.fromkeys(commands.GenerateOptions.__annotations__)
+    command = commands.generate("m", "k", None, **options)  # type: ignore[arg-type]
+    assert command.args == commands.generate("m", "k", None).args
 
 
 def test_an_unknown_option_is_named() -> None:
@@ -195,6 +209,15 @@ def test_model_properties_are_text_and_numbers(form: Any) -> None:
     assert commands.models().parse([reply]) == [{"name": "smol", "context": 8192}]
 
 
+@pytest.mark.parametrize("path", [b"/m\xff/x.gguf", "/m\udcff/x.gguf", Path("/m\udcff/x.gguf")])
+@pytest.mark.parametrize("form", [as_resp2, as_resp3])
+def test_a_path_may_have_any_bytes(form: Any, path: Any) -> None:
+    command = commands.load("m", path)
+    assert command.args[3] == b"/m\xff/x.gguf"
+    info = command.parse(form({"name": b"m", "path": b"/m\xff/x.gguf"}))
+    assert os.fsencode(info["path"]) == b"/m\xff/x.gguf"
+
+
 def test_tokens_survive_packing() -> None:
     tokens = np.array([0, 1, 0x80, 0xD800, 0xFFFFFFFF], np.uint32)
     assert pack_tokens(tokens) == struct.pack("<5I", *tokens.tolist())
@@ -213,6 +236,9 @@ def test_tokens_in_another_byte_order_or_stride_pack_alike() -> None:
     [
         ([1, -2], ValueError, "token id -2"),
         ([1 << 32], ValueError, "token id 4294967296"),
+        ([1 << 64], ValueError, "token id 18446744073709551616"),
+        ([1, 1 << 63, -1], ValueError, "token id 9223372036854775808"),
+        ([1 << 64, 1.5], TypeError, "float64|object"),
         ([[1], [2]], ValueError, "not in 2"),
         ([1.5], TypeError, "float64"),
         (b"\1\0\0\0", TypeError, "frombuffer"),
@@ -256,3 +282,27 @@ def test_an_error_code_chooses_the_class(message: str, kind: type[errors.InferEr
 @pytest.mark.parametrize("error", [ResponseError("unknown option 'X'"), NoPermissionError("no")])
 def test_other_errors_stay_what_they_are(error: ResponseError) -> None:
     assert errors.from_response(error) is error
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "message"),
+    [
+        (
+            "OOM STREAM 's': command not allowed",
+            OutOfMemoryError,
+            "STREAM 's': command not allowed",
+        ),
+        ("READONLY STREAM is a write", ReadOnlyError, "STREAM is a write"),
+        ("NOPERM STREAM 's'", NoPermissionError, "STREAM 's'"),
+        ("CROSSSLOT key 'k'", ClusterCrossSlotError, "key 'k'"),
+        ("ERR no memory", ResponseError, "no memory"),
+        ("MISCONF STREAM 's'", ResponseError, "MISCONF STREAM 's'"),
+        ("NOMODEL it was unloaded", errors.NoModelError, "NOMODEL it was unloaded"),
+    ],
+)
+def test_an_error_in_a_stream_is_the_one_that_a_reply_gives(
+    line: str, kind: type[Exception], message: str
+) -> None:
+    error = errors.from_line(line)
+    assert type(error) is kind
+    assert str(error) == message

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import redis
 import hashing_embedder
 from redis_infer import AsyncCorpus, AsyncInfer, Corpus, CorpusError, Infer, retrieval
 from redis_infer.commands import RagOptions
-from redis_infer.corpus import corpora, corpora_async
+from redis_infer.corpus import CorpusInfo, corpora, corpora_async, infos
 from redis_infer.ingest import ingest
+from redis_infer.results import FloatArray
 from redis_infer.server import Server
 from redis_infer.tokenizer import Tokenizer
 
@@ -106,12 +109,83 @@ async def test_the_async_corpus_does_the_same(server: Server, loaded: Infer, fol
         assert await corpora_async(infer) == []
 
 
+async def test_the_async_corpus_computes_vectors_beside_the_event_loop(
+    server: Server, loaded: Infer, folder: Path
+) -> None:
+    make(loaded, folder)
+    threads: list[threading.Thread] = []
+
+    def embed(texts: Sequence[str]) -> FloatArray:
+        threads.append(threading.current_thread())
+        return hashing_embedder.embed(texts)
+
+    async with server.async_client() as client:
+        corpus = AsyncCorpus(AsyncInfer(client), "animals", embed=embed)
+        await corpus.search("walk dog")
+        await corpus.ask("Who walks the dog?", max_tokens=1)
+    assert len(threads) == 2 and threading.current_thread() not in threads
+
+
 def test_corpora_are_listed_by_name(loaded: Infer, client: redis.Redis, folder: Path) -> None:
     client.hset("{not}:meta", "made", "by someone else")
     client.set("{nor this}:meta", "x")
     for name in ("b", "a.1"):
         make(loaded, folder, name)
     assert corpora(loaded) == ["a.1", "b"]
+
+
+def test_keys_of_others_are_no_corpora(loaded: Infer, client: redis.Redis, folder: Path) -> None:
+    make(loaded, folder)
+    settings = client.hgetall("{animals}:meta")
+    client.hset("{app}:meta", "version", "1")
+    for key in (b"{not utf-8 \xe9}:meta", "{a b}:meta", "{}:meta"):
+        client.hset(key, mapping=settings)
+    client.hset("{later}:meta", mapping={**settings, b"version": b"2", b"id": b"\xff"})
+    client.hset("{worn}:meta", mapping=settings)
+    client.hdel("{worn}:meta", "root")
+    assert corpora(loaded) == ["animals", "later", "worn"]
+    (_, info), (_, of_another_version), (_, damaged) = infos(loaded)
+    assert isinstance(info, CorpusInfo) and info == of(loaded, "animals").info()
+    assert "has format 2, and this is for format 1" in str(of_another_version)
+    assert "the settings of corpus 'worn' are damaged (KeyError(b'root')" in str(damaged)
+    for name, says in (("app", "the hash '{app}:meta' is something else"), ("worn", "damaged")):
+        with pytest.raises(CorpusError, match=says):
+            of(loaded, name).info()
+
+
+def test_a_corpus_that_goes_while_it_is_looked_at_is_left_out(
+    loaded: Infer, client: redis.Redis, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("gone", "stays"):
+        make(loaded, folder, name)
+    found = corpora(loaded)
+    of(loaded, "gone").drop()
+
+    def late() -> Any:
+        yield from ()
+        return found
+
+    monkeypatch.setattr("redis_infer.corpus._corpora", late)
+    assert [name for name, _ in infos(loaded)] == ["stays"]
+
+
+def test_a_drop_leaves_keys_that_are_no_corpus_alone(loaded: Infer, client: redis.Redis) -> None:
+    client.execute_command("VADD", "{docs}:vec", "VALUES", 2, 1, 0, "mine")
+    client.set("{docs}:prefix", "mine")
+    for meta in ({}, {"version": "1", "made": "by someone else"}):
+        if meta:
+            client.hset("{docs}:meta", mapping=meta)
+        keys = set(client.keys())
+        with pytest.raises(CorpusError, match="there is no corpus 'docs'"):
+            of(loaded, "docs").drop()
+        assert set(client.keys()) == keys
+
+
+def test_a_damaged_corpus_can_be_dropped(loaded: Infer, client: redis.Redis, folder: Path) -> None:
+    make(loaded, folder)
+    client.hdel("{animals}:meta", "root")
+    assert of(loaded, "animals").drop() == len(TEXTS)
+    assert client.dbsize() == 0
 
 
 def test_a_dropped_corpus_leaves_nothing_behind_and_others_alone(
@@ -305,6 +379,35 @@ def test_a_filter_narrows_what_a_completion_is_given(loaded: Infer, folder: Path
     where = '.lang == "python" or .lang == "rust"'
     result = of(loaded, "animals").complete("animals/cat.py", CODE, 4, filter=where, max_tokens=1)
     assert {s.path for s in result.sources} == {"animals/dog.py", "time.rs"}
+
+
+ODD_NAMES = {
+    "plain.py": True,
+    'the "one".py': True,
+    "it's.py": True,
+    "a\\b.py": True,
+    "C:\\new\\table.py": True,
+    "tab\tline\n.py": True,
+    "bell\x07.py": False,
+    "both \"of' them.py": False,
+    "escaped \\\" and \\' are no end.py": True,
+    "ends in \\": False,
+    "ends in two \\\\": True,
+    "ü \u2028.py": True,
+}
+"""Names of files, and whether a filter can tell their chunks from others."""
+
+
+@pytest.mark.parametrize(("name", "can_be_told"), ODD_NAMES.items())
+def test_a_file_with_an_odd_name_is_not_retrieved_for_itself(
+    loaded: Infer, tmp_path: Path, name: str, can_be_told: bool
+) -> None:
+    for other in ODD_NAMES:
+        (tmp_path / other).write_text(CODE)
+    make(loaded, tmp_path)
+    result = of(loaded, "animals").complete(name, CODE, 4, top_n=50, max_tokens=1)
+    expected = set(ODD_NAMES) - ({name} if can_be_told else set())
+    assert {s.path for s in result.sources} == expected
 
 
 @pytest.mark.parametrize("fill_in", retrieval._FILL_INS)

@@ -17,6 +17,7 @@ import redis
 
 import hashing_embedder
 from redis_infer import Corpus, CorpusError, Infer, VectorSetsMissingError, layout
+from redis_infer import ingest as ingesting
 from redis_infer.ingest import Progress, Report, ingest
 from redis_infer.ingest.chunking import Chunk
 from redis_infer.results import FloatArray
@@ -440,7 +441,128 @@ def test_what_is_in_a_folder_that_cannot_be_listed_stays(
     assert snapshot(client) == before
 
 
+def test_a_slow_run_does_not_delete_a_file_that_is_there_again(
+    loaded: Infer, client: redis.Redis, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("the text")
+    (tmp_path / "b.txt").write_text("another text")
+    fill(loaded, tmp_path)
+    before = snapshot(client)
+    (tmp_path / "a.txt").rename(tmp_path.parent / "away")
+    reports: list[Report] = []
+
+    def bring_it_back(progress: Progress) -> None:
+        (tmp_path.parent / "away").rename(tmp_path / "a.txt")
+        reports.append(fill(loaded, tmp_path))
+
+    reports.append(fill(loaded, tmp_path, on_progress=bring_it_back))
+    assert [(r.unchanged, r.deleted) for r in reports] == [(2, 0), (1, 0)]
+    assert snapshot(client) == before
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_slow_run_does_not_write_what_is_no_longer_there(
+    loaded: Infer, client: redis.Redis, tmp_path: Path, known: bool
+) -> None:
+    path = tmp_path / "a.txt"
+    if known:
+        path.write_text("the first text")
+        fill(loaded, tmp_path)
+    before = client.hget("{c}:file:a.txt", "sha256")
+    path.write_text("the second text")
+    calls = 0
+
+    def slow(texts: Sequence[str]) -> FloatArray:
+        nonlocal calls
+        calls += 1
+        if calls == 2:  # the file has been read, and not been written yet
+            path.unlink()
+            if known:
+                path.write_text("the first text")
+            fill(loaded, tmp_path)
+        return hashing_embedder.embed(texts)
+
+    report = fill(loaded, tmp_path, embed=slow)
+    assert client.hget("{c}:file:a.txt", "sha256") == before
+    assert (report.added, report.changed, report.unchanged, report.chunks) == (0, 0, 1, 0)
+
+
+def test_a_file_that_changes_all_the_time_is_stored(
+    loaded: Infer, client: redis.Redis, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("version 0")
+    calls = 0
+
+    def slow(texts: Sequence[str]) -> FloatArray:
+        nonlocal calls
+        calls += 1
+        path.write_text(f"version {calls}")
+        return hashing_embedder.embed(texts)
+
+    assert [fill(loaded, tmp_path, embed=slow).added for _ in range(2)] == [1, 0]
+    assert client.sismember("{c}:files", "a.txt")
+
+
+def test_of_two_runs_that_make_a_corpus_the_faster_one_chooses(
+    loaded: Infer, client: redis.Redis, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = ingesting._Run._create
+
+    def slow(run: Any, made: layout.Settings) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(ingesting._Run, "_create", create)
+            fill(loaded, folder, chunk_tokens=256)
+        create(run, made)
+
+    monkeypatch.setattr(ingesting._Run, "_create", slow)
+    assert fill(loaded, folder, chunk_tokens=None).unchanged == len(TEXT_FILES)
+    assert client.hget("{c}:meta", "chunk_tokens") == b"256"
+
+
+def test_runs_that_find_nothing_to_write_say_so(
+    loaded: Infer, client: redis.Redis, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("the text")
+    calls = 0
+
+    def slow(texts: Sequence[str]) -> FloatArray:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            fill(loaded, tmp_path)
+        return hashing_embedder.embed(texts)
+
+    report = fill(loaded, tmp_path, embed=slow)
+    assert (report.added, report.unchanged, report.chunks, report.tokens) == (0, 1, 0, 0)
+
+
+def test_the_embedding_models_new_name_is_kept_for_questions(
+    loaded: Infer, client: redis.Redis, folder: Path
+) -> None:
+    fill(loaded, folder)
+    assert fill(loaded, folder, embed_model="hashing-q8").unchanged == len(TEXT_FILES)
+    assert Corpus(loaded, "c").info().embed_model == "hashing-q8"
+    with pytest.raises(CorpusError, match="'hashing-q8', and 'other' gives others"):
+        fill(loaded, folder, embed_model="other", embed=hashing_embedder.other)
+    assert Corpus(loaded, "c").info().embed_model == "hashing-q8"
+
+
 # ---- refusals ----
+
+
+@pytest.mark.parametrize("kind", ["vec", "prefix"])
+def test_a_corpus_is_not_made_around_keys_of_others(
+    loaded: Infer, client: redis.Redis, folder: Path, kind: str
+) -> None:
+    if kind == "vec":
+        client.execute_command("VADD", "{c}:vec", "VALUES", 2, 1, 0, "mine")
+    else:
+        client.set("{c}:prefix", "mine")
+    before = snapshot(client)
+    with pytest.raises(CorpusError, match=rf"the key '\{{c\}}:{kind}' is there already"):
+        fill(loaded, folder)
+    assert snapshot(client) == before
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import multiprocessing
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 
@@ -146,6 +151,76 @@ def test_processes_that_pull_at_once_get_one_good_file(home: Path, tmp_path: Pat
     assert len(set(paths)) == 1
     assert paths[0].read_bytes() == CONTENT
     assert sorted(p.name for p in paths[0].parent.iterdir()) == [".tiny.gguf.lock", "tiny.gguf"]
+
+
+def test_a_model_that_is_there_is_taken_from_a_cache_that_cannot_be_written_to(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(tmp_path, CONTENT)
+    path = models.pull("tiny")
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(models, "_locked", refuse)
+    assert models.pull("tiny") == path
+    path.write_bytes(b"!")
+    with pytest.raises(models.ModelError, match="remove it and pull again"):
+        models.pull("tiny")
+
+
+@pytest.mark.parametrize(
+    ("shown", "version"),
+    [
+        ("pip 24.0 from /x (python 3.11)", (24, 0)),
+        ("pip 25.1b1 from /x", (25, 1)),
+        ("pip 26.dev0 from /x", (26, 0)),
+        ("pip 25.3.1 from /x", (25, 3)),
+    ],
+)
+def test_versions_of_pip_before_a_release_are_read_too(
+    monkeypatch: pytest.MonkeyPatch, shown: str, version: tuple[int, int]
+) -> None:
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 0, shown, "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert models._pip_version() == version
+
+
+def test_what_the_hub_delivers_is_put_together_where_the_models_lie(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "another file system"
+    elsewhere.mkdir()
+    home.mkdir()
+    (home / "models").symlink_to(elsewhere)
+
+    def download(_repository: str, file: str, *, local_dir: Path, **_: object) -> str:
+        assert elsewhere in (local_dir / file).resolve().parents, "a move would be to another one"
+        local_dir.mkdir(parents=True, exist_ok=True)
+        (local_dir / file).write_bytes(CONTENT)
+        return str(local_dir / file)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=download))
+    path = models.pull("qwen3-4b")
+    assert path == home / "models" / "Qwen3-4B-Q4_K_M.gguf" and path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("own", ["~nobody-of-that-name/x", None])
+def test_without_a_home_directory_a_folder_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    def nobody(*_: object) -> NoReturn:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("REDIS_INFER_HOME", raising=False)
+    if own is not None:
+        monkeypatch.setenv("REDIS_INFER_HOME", own)
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(models.ModelError, match="name one with REDIS_INFER_HOME=/path"):
+        models.directory()
 
 
 def test_a_model_not_pulled_yet_says_how(home: Path) -> None:

@@ -77,9 +77,10 @@ def test_a_wrong_setting_at_start_is_fatal_and_named(model_path: Path) -> None:
 
 
 def test_a_server_outlives_a_setting_that_is_refused(model_path: Path) -> None:
-    with Server(
-        model_dir=model_path.parent, config={"enable-module-command": "yes"}
-    ) as server, server.client() as client:
+    with (
+        Server(model_dir=model_path.parent, config={"enable-module-command": "yes"}) as server,
+        server.client() as client,
+    ):
         client.execute_command("MODULE UNLOAD", "infer")
         with pytest.raises(redis.ResponseError):
             client.execute_command(

@@ -98,13 +98,13 @@ def test_a_module_that_does_not_load_is_named(tmp_path: Path) -> None:
 
 def test_a_failed_start_leaves_no_directory(tmp_path: Path, monkeypatch: object) -> None:
     made: list[Path] = []
-    original = server_module._private_directory
+    original = server_module.socket_directory
 
-    def remember() -> Path:
-        made.append(original())
+    def remember(*names: str) -> Path:
+        made.append(original(*names))
         return made[-1]
 
-    monkeypatch.setattr(server_module, "_private_directory", remember)  # type: ignore[attr-defined]
+    monkeypatch.setattr(server_module, "socket_directory", remember)  # type: ignore[attr-defined]
     with pytest.raises(ServerError):
         Server(model_dir=tmp_path, module=tmp_path / "missing.so").start()
     assert made and not made[0].exists()
@@ -136,6 +136,42 @@ def test_a_server_that_hangs_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match=r"did not answer within 0\.3 s"):
         Server(model_dir=tmp_path, redis_server=sleeper, startup_timeout_s=0.3).start()
     assert time.monotonic() - began < 60
+
+
+def test_a_stop_that_is_interrupted_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(model_dir=tmp_path).start()
+    directory = server.directory
+    with server.client() as client:
+        pid = client.info("server")["process_id"]
+    process = server._process
+    assert process is not None
+    wait, waits = process.wait, 0
+
+    def interrupted(timeout: float | None = None) -> int:
+        nonlocal waits
+        waits += 1
+        if waits == 1:
+            raise KeyboardInterrupt  # Ctrl-C while the server ends
+        return wait(timeout)
+
+    monkeypatch.setattr(process, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        server.stop()
+    assert not directory.exists() and process.poll() is not None
+    wait_until(lambda: not alive(pid), "the server has gone")
+
+
+def test_a_model_directory_of_any_bytes_survives_the_configuration_file(tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        odd.mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    options = {"decode_responses": True, "encoding_errors": "surrogateescape"}
+    with Server(model_dir=odd) as server, server.client(**options) as client:
+        assert client.config_get("infer.model-dir") == {"infer.model-dir": str(odd)}
 
 
 def test_an_odd_model_directory_survives_the_configuration_file(tmp_path: Path) -> None:
@@ -178,6 +214,16 @@ def test_a_password_that_is_unknown_is_no_reason_to_wait(tmp_path: Path) -> None
 def test_what_the_server_sets_itself_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ServerError, match=f"^{name.lower()} cannot be configured"):
         Server(model_dir=tmp_path, config={name: "1"})
+
+
+def test_another_module_in_the_place_of_ours_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match=r"^loadmodule cannot .* is named with Server\(module="):
+        Server(model_dir=tmp_path, config={"LoadModule": "/other.so"})
+
+
+def test_a_directive_in_two_spellings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match=r"^config has save twice"):
+        Server(model_dir=tmp_path, config={"save": "1 1", "Save": "2 2"})
 
 
 @pytest.mark.parametrize(

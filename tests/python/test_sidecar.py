@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +20,10 @@ import redis
 
 from conftest import LOADED_NAME
 from fake_llama import PROMPT_MS, FakeLlama
-from redis_infer import Infer
+from redis_infer import Infer, cli_bench
 from redis_infer.server import Server
 from redis_infer.sidecar import BenchError, measure, peers, plots, report
+from redis_infer.sidecar import client as client_module
 from redis_infer.sidecar.client import Client, Job, Turn, build
 
 PARTS = [[1000, 1001, 49151], [7], [300, 65, 12, 2000]]
@@ -367,6 +371,50 @@ def test_plots_say_what_they_were_measured_on(result: dict[str, Any], tmp_path: 
             assert "llama-server 9" in text and "Redis 8.2.3" in text
         else:
             assert file.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.skipif(
+    shutil.which("cc") is None or sys.platform != "linux", reason="builds on Linux with cc"
+)
+def test_a_compiler_may_be_a_command_with_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "client.c").write_text("int main(void) { return 0; }\n")
+    monkeypatch.setattr(client_module, "source_directory", lambda: tmp_path)
+    monkeypatch.setattr(client_module, "_LIBRARIES", ())
+    monkeypatch.setenv("REDIS_INFER_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "env cc")  # as "ccache gcc" is
+    assert subprocess.run([build()], check=False).returncode == 0
+    monkeypatch.setenv("CC", "cc '")
+    with pytest.raises(BenchError, match="CC=cc ' is no command"):
+        build()
+
+
+def test_a_long_temporary_folder_leaves_room_for_the_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    server = peers.LlamaServer(tmp_path, tmp_path, threads=1, slots=1, context=64)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(server.unix_socket))
+    server.__exit__(None, None, None)
+    assert not server.unix_socket.parent.exists()
+
+
+def test_paths_are_printed_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(peers, "find", lambda _given: tmp_path)
+    monkeypatch.setattr(measure, "run", lambda *_: (_[-1]("[/dim] of a file"), {})[1])
+    monkeypatch.setattr(report, "markdown", lambda _result: "")
+    monkeypatch.setattr(cli_bench, "file_for", lambda model: tmp_path / model)
+    cli_bench.sidecar(folder=Path("r[/x]"), plots=False, client=tmp_path)
+    printed = capsys.readouterr()
+    assert printed.out == "r[/x]/README.md has the tables, result.json everything\n"
+    assert "[/dim] of a file" in printed.err
 
 
 def test_without_a_llama_server_one_line_says_how_to_get_one(

@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
 import pytest
 import redis
 import redis.asyncio
@@ -17,12 +18,14 @@ from redis.crc import key_slot
 
 from module_support import assert_idle, requests, wait_until
 from redis_infer import AsyncInfer, Generation, Infer, NoKeyError, NoModelError, Piece, streaming
+from redis_infer.commands import Command
 from redis_infer.server import Server
 
 pytestmark = pytest.mark.usefixtures("loaded")
 
 PROMPT = "The capital of France is"
 LONG: dict[str, Any] = {"max_tokens": 4000, "ignore_eos": True}
+ANY: Command[Any] = Command(("ANY",), lambda reply: reply)
 
 
 @pytest.fixture
@@ -181,6 +184,88 @@ async def test_a_cancellation_just_when_a_command_is_sent_is_not_forgotten() -> 
     assert not connection.connected, "its reply is nobody's"
 
 
+class Opened:
+    """A connection that sends nothing: the test says what its reads give."""
+
+    def __init__(self) -> None:
+        self.connected = True
+
+    async def send_command(self, *_: Any) -> None:
+        pass
+
+    async def disconnect(self, **_: Any) -> None:
+        self.connected = False
+
+
+class OpenedPool:
+    def __init__(self) -> None:
+        self.taken: list[Opened] = []
+        self.released: list[Opened] = []
+
+    async def get_connection(self) -> Opened:
+        self.taken.append(Opened())
+        return self.taken[-1]
+
+    async def release(self, connection: Opened) -> None:
+        self.released.append(connection)
+
+
+async def test_a_cancellation_while_a_stream_is_left_is_not_forgotten() -> None:
+    pool, leaving, end = OpenedPool(), asyncio.Event(), asyncio.Event()
+
+    async def read(connection: Opened) -> Any:
+        if connection is pool.taken[1]:
+            return [[b"s", [entry(1, 0, token="7")]]]
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            leaving.set()
+            await end.wait()
+        return None
+
+    async def leave() -> None:
+        pieces = streaming.run_async(pool, ANY, "s", True, read)
+        async with streaming.AsyncStream(pieces) as stream:
+            await anext(stream)
+
+    task = asyncio.create_task(leave())
+    await asyncio.wait_for(leaving.wait(), 60)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 60)
+    assert not any(connection.connected for connection in pool.taken)
+    assert set(pool.released) == set(pool.taken)
+    end.set()
+
+
+@pytest.mark.parametrize("use", ["info", "stream", "follow"])
+async def test_connections_that_the_server_has_closed_meanwhile_are_made_anew(
+    server: Server, loaded: Infer, client: redis.Redis, use: str
+) -> None:
+    list(loaded.stream("smol", PROMPT, max_tokens=2, stream="s"))
+    # Over TCP, where redis-py listens to maintenance notifications.
+    options: Any = {"host": "127.0.0.1", "port": server.port, "protocol": 3}
+    async with redis.asyncio.Redis(**options) as idle:
+        infer = AsyncInfer(idle)
+        assert [p.i async for p in infer.stream("smol", PROMPT, max_tokens=2)] == [0, 1]
+        client.client_kill_filter(_type="normal", skipme=True)
+        connections = idle.connection_pool._available_connections
+        assert len(connections) == 2
+
+        async def all_have_ended() -> None:
+            while not all(connection._reader.at_eof() for connection in connections):
+                await asyncio.sleep(0.01)
+
+        await asyncio.wait_for(all_have_ended(), 60)
+        for _ in connections:
+            if use == "info":
+                assert (await infer.info("smol"))["name"] == "smol"
+            elif use == "stream":
+                assert [p.i async for p in infer.stream("smol", PROMPT, max_tokens=2)] == [0, 1]
+            else:
+                assert [p.i async for p in infer.follow("s", timeout_s=20)] == [0, 1]
+
+
 def test_a_process_that_dies_leaves_no_request(server: Server, client: redis.Redis) -> None:
     code = (
         "import redis, redis_infer, sys\n"
@@ -195,6 +280,87 @@ def test_a_process_that_dies_leaves_no_request(server: Server, client: redis.Red
         assert requests(client)
         process.kill()
     assert_idle(client)
+
+
+class Scripted:
+    """A connection to a server that answers as the test says. There is no socket to wait for."""
+
+    def __init__(self, replies: list[Any], *, at_once: bool) -> None:
+        self.replies = replies
+        self.at_once = at_once
+
+    def send_command(self, *_: Any) -> None:
+        pass
+
+    def can_read(self, timeout_s: float) -> bool:
+        return bool(self.replies) and (self.at_once or timeout_s > 0)
+
+    @property
+    def _sock(self) -> Any:
+        raise AssertionError("it waits without limit")
+
+    def disconnect(self) -> None:
+        pass
+
+
+class ScriptedPool:
+    def __init__(self, *connections: Scripted) -> None:
+        self.connections = list(connections)
+
+    def get_connection(self) -> Scripted:
+        return self.connections.pop(0)
+
+    def release(self, _: Scripted) -> None:
+        pass
+
+
+XYZ = Generation(
+    text="xyz",
+    tokens=np.array([7, 8], np.uint32),
+    finish_reason="length",
+    prompt_tokens=1,
+    cached_tokens=0,
+    output_tokens=2,
+    admit_us=1,
+    queue_us=1,
+    first_token_us=1,
+    total_us=1,
+)
+
+
+def without_end(n_others: int) -> list[Any]:
+    """Replies of XREAD: one with a first token, and those with what others add."""
+    others = [[b"%d-0" % i, [b"other", b"field"]] for i in range(2, 2 + n_others)]
+    return [[[b"s", [one]]] for one in (entry(1, 0, token="7"), *others)]
+
+
+@pytest.mark.parametrize("n_others", [0, 100])
+def test_a_stream_without_a_last_entry_ends_after_the_reply(n_others: int) -> None:
+    asking = Scripted([XYZ], at_once=True)
+    following = Scripted(without_end(n_others), at_once=False)
+    pool = ScriptedPool(asking, following)
+    pieces = streaming.run(pool, ANY, "s", True, lambda connection: connection.replies.pop(0))
+    stream = streaming.Stream(pieces)
+    assert "".join(map(str, stream)) == "xyz"
+    assert stream.result is XYZ
+    assert len(following.replies) >= n_others - 1, "what others add is not read for ever"
+
+
+@pytest.mark.parametrize("n_others", [0, 100])
+async def test_an_async_stream_without_a_last_entry_ends_after_the_reply(n_others: int) -> None:
+    pool, replies = OpenedPool(), without_end(n_others)
+
+    async def read(connection: Opened) -> Any:
+        if connection is pool.taken[0]:
+            return XYZ
+        if not replies:
+            await asyncio.Event().wait()
+        return replies.pop(0)
+
+    stream = streaming.AsyncStream(streaming.run_async(pool, ANY, "s", True, read))
+    assert "".join([str(piece) async for piece in stream]) == "xyz"
+    assert stream.result is XYZ
+    assert len(replies) >= n_others - 2, "what others add is not read for ever"
 
 
 # ---- errors ----
@@ -246,6 +412,34 @@ def test_a_stream_that_was_deleted_is_made_up_for_by_the_reply(
     assert stream.result.text == expected.text
 
 
+def test_a_stream_that_may_not_be_removed_expires(
+    server: Server, loaded: Infer, client: redis.Redis
+) -> None:
+    client.acl_setuser("careful", True, True, categories=["+@all"], commands=["-unlink"], keys="*")
+    try:
+        with server.client(username="careful", password="any") as connected:
+            stream = Infer(connected).stream("smol", PROMPT, max_tokens=3)
+            assert len(list(stream)) == 3
+            assert stream.result is not None
+        (key,) = client.keys()
+        assert 0 < client.pttl(key) <= streaming.OWN_TTL_MS
+    finally:
+        client.acl_deluser("careful")
+
+
+async def test_an_async_stream_that_may_not_be_removed_expires(
+    server: Server, client: redis.Redis
+) -> None:
+    client.acl_setuser("careful", True, True, categories=["+@all"], commands=["-unlink"], keys="*")
+    try:
+        async with server.async_client(username="careful", password="any") as connected:
+            stream = AsyncInfer(connected).stream("smol", PROMPT, max_tokens=3)
+            assert len([piece async for piece in stream]) == 3
+            assert stream.result is not None
+    finally:
+        client.acl_deluser("careful")
+
+
 @pytest.fixture
 def earlier(loaded: Infer) -> Generation:
     """What another request has left in the stream "s"."""
@@ -272,15 +466,17 @@ async def test_an_earlier_request_is_passed_over_in_asyncio(
     check([piece async for piece in stream], stream.result, expected)
 
 
-def test_the_rest_of_a_request_that_is_still_ending_is_passed_over() -> None:
-    def entry(i: int, **more: str) -> list[bytes]:
-        fields = {"i": str(i), "text": "x", **more}
-        return [word.encode() for field in fields.items() for word in field]
+def entry(position: int, i: int, **more: str) -> list[Any]:
+    """An entry of a stream, in RESP2."""
+    fields = {"i": str(i), "text": "x", **more}
+    return [b"%d-0" % position, [word.encode() for field in fields.items() for word in field]]
 
+
+def test_the_rest_of_a_request_that_is_still_ending_is_passed_over() -> None:
     entries = streaming.Entries()
-    entries.start_after([[b"1-0", entry(4, token="9")]])
-    old = [[b"2-0", entry(5, token="9")], [b"3-0", entry(6, finish_reason="cancelled")]]
-    new = [[b"4-0", entry(0, token="7")], [b"5-0", entry(1, finish_reason="stop")]]
+    entries.start_after([entry(1, 4, token="9")])
+    old = [entry(2, 5, token="9"), entry(3, 6, finish_reason="cancelled")]
+    new = [entry(4, 0, token="7"), entry(5, 1, finish_reason="stop")]
     assert entries.take([[b"s", old]]) == []
     assert entries.last is None
     assert [piece.token for piece in entries.take([[b"s", new]])] == [7, None]
@@ -289,6 +485,84 @@ def test_the_rest_of_a_request_that_is_still_ending_is_passed_over() -> None:
 
 
 # ---- streams of others ----
+
+
+def test_what_others_add_to_a_stream_is_passed_over(any_infer: Infer, client: redis.Redis) -> None:
+    expected = any_infer.generate("smol", PROMPT, max_tokens=12)
+    client.xadd("s", {"other": "field"})
+    stream = any_infer.stream("smol", PROMPT, max_tokens=12, stream="s")
+    pieces = []
+    for piece in stream:
+        client.xadd("s", {"i": "of another kind"})
+        pieces.append(piece)
+    check(pieces, stream.result, expected)
+    followed = any_infer.follow("s", timeout_s=20)
+    check(list(followed), followed.result, expected)
+
+
+@pytest.mark.parametrize("alternatives", [0, 3])
+def test_a_followed_result_has_the_logprobs_that_the_reply_has(
+    any_infer: Infer, alternatives: int
+) -> None:
+    options: dict[str, Any] = {"max_tokens": 6, "ignore_eos": True, "logprobs": alternatives}
+    asked = any_infer.stream("smol", PROMPT, **options, stream="s")
+    list(asked)
+    stream = any_infer.follow("s", timeout_s=20)
+    list(stream)
+    expected, result = asked.result, stream.result
+    assert expected is not None and result is not None
+    assert result.logprobs is not None and expected.logprobs is not None
+    assert result.logprobs.tolist() == expected.logprobs.tolist()
+    if alternatives == 0:
+        assert result.top_ids is None and result.top_logprobs is None
+    else:
+        assert result.top_ids is not None and result.top_logprobs is not None
+        assert expected.top_ids is not None and expected.top_logprobs is not None
+        assert result.top_ids.tolist() == expected.top_ids.tolist()
+        assert result.top_logprobs.tolist() == expected.top_logprobs.tolist()
+
+
+async def test_a_followed_result_has_logprobs_in_asyncio(
+    async_infer: AsyncInfer, loaded: Infer
+) -> None:
+    asked = loaded.stream("smol", PROMPT, max_tokens=3, logprobs=2, stream="s")
+    list(asked)
+    stream = async_infer.follow("s", timeout_s=20)
+    async for _ in stream:
+        pass
+    assert asked.result is not None and asked.result.top_ids is not None
+    assert stream.result is not None and stream.result.top_ids is not None
+    assert stream.result.top_ids.tolist() == asked.result.top_ids.tolist()
+
+
+def test_a_followed_result_has_what_a_trimmed_stream_still_holds(loaded: Infer) -> None:
+    options: dict[str, Any] = {"max_tokens": 5, "ignore_eos": True, "logprobs": 1}
+    expected = loaded.generate("smol", PROMPT, **options)
+    list(loaded.stream("smol", PROMPT, **options, stream="s", stream_maxlen=3))
+    stream = loaded.follow("s", timeout_s=20)
+    pieces = list(stream)
+    assert [piece.i for piece in pieces] == [3, 4]
+    result = stream.result
+    assert result is not None and result.logprobs is not None and result.top_ids is not None
+    assert result.tokens.tolist() == expected.tokens[3:].tolist()
+    assert result.text == "".join(map(str, pieces))
+    assert (result.output_tokens, result.logprobs.shape, result.top_ids.shape) == (5, (2,), (2, 1))
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("READONLY STREAM 's': a replica", redis.exceptions.ReadOnlyError),
+        ("OOM STREAM 's': command not allowed", redis.exceptions.OutOfMemoryError),
+        ("NOMODEL it was unloaded", NoModelError),
+    ],
+)
+def test_an_error_in_a_followed_stream_has_the_class_of_a_reply(
+    any_infer: Infer, client: redis.Redis, line: str, kind: type[Exception]
+) -> None:
+    client.xadd("s", {"i": 0, "text": "", "finish_reason": "error", "error": line})
+    with pytest.raises(kind):
+        list(any_infer.follow("s", timeout_s=20))
 
 
 def test_a_stream_of_several_requests_is_followed_to_the_end_of_the_first(

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +121,8 @@ def ingest(
 
     Raises:
         CorpusError: the corpus was made from another folder, with another tokenizer,
-            embedding model, chunk size or overlap; or was dropped meanwhile.
+            embedding model, chunk size or overlap; or was dropped meanwhile; or is new, and
+            keys of others have the names of its keys.
         VectorSetsMissingError: the server is older than Redis 8.
         NotADirectoryError: ``root`` is no folder.
         OSError: ``root`` cannot be listed.
@@ -187,6 +188,8 @@ class _Run:
         self._on_progress = on_progress
         self._settings: Settings
         self._report = Report()
+        self._found_later: frozenset[str] | None = None
+        """What a second walk finds, made when a file that was missing may be back."""
 
     # ---- the corpus' settings ----
 
@@ -202,9 +205,12 @@ class _Run:
             found = self._read_settings()
             if found is not None:
                 self._check(found, probe, embed_model, chunk_tokens, overlap)
-                self._settings = found
+                if found.embed_model != embed_model:
+                    self._rename_embedder(found, embed_model)
+                self._settings = replace(found, embed_model=embed_model)
                 return
-            chunk_tokens = DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
+            # Not the argument: where another run is faster, what it chose holds.
+            size = DEFAULT_CHUNK_TOKENS if chunk_tokens is None else chunk_tokens
             made = Settings(
                 id=uuid.uuid4().hex,
                 root=str(self._root),
@@ -212,8 +218,8 @@ class _Run:
                 tokenizer=self._tokenizer.fingerprint,
                 embed_model=embed_model,
                 probe=probe,
-                chunk_tokens=chunk_tokens,
-                overlap=min(DEFAULT_OVERLAP, chunk_tokens // 4) if overlap is None else overlap,
+                chunk_tokens=size,
+                overlap=min(DEFAULT_OVERLAP, size // 4) if overlap is None else overlap,
                 created=int(time.time()),
             )
             if made.chunk_tokens < 32 or not 0 <= made.overlap <= made.chunk_tokens // 2:
@@ -228,17 +234,37 @@ class _Run:
         return Settings.from_hash(self._keys.name, fields) if fields else None
 
     def _create(self, made: Settings) -> None:
+        keys = self._keys
+
         def write(pipe: Pipeline) -> None:
-            if pipe.exists(self._keys.meta):
+            if pipe.exists(keys.meta):
                 return  # another run was faster
-            if pipe.exists(self._keys.files):
+            if pipe.exists(keys.files):
                 raise CorpusError(
-                    f"corpus '{self._keys.name}' was dropped, but not to the end: run "
-                    f"'redis-infer corpus drop {self._keys.name}' again"
+                    f"corpus '{keys.name}' was dropped, but not to the end: run "
+                    f"'redis-infer corpus drop {keys.name}' again"
                 )
+            for key in (keys.vectors, keys.prefix):
+                if pipe.exists(key):
+                    raise CorpusError(
+                        f"the key '{key}' is there already, and no corpus '{keys.name}' that it "
+                        "could belong to: take another name for the corpus, or rename the key"
+                    )
             pipe.multi()
-            pipe.hset(self._keys.meta, items=made.as_hash())
-            pipe.set(self._keys.prefix, pack_tokens(prefix_of(self._tokenizer)))
+            pipe.hset(keys.meta, items=made.as_hash())
+            pipe.set(keys.prefix, pack_tokens(prefix_of(self._tokenizer)))
+
+        self._client.transaction(write, keys.meta, keys.files, keys.vectors, keys.prefix)
+
+    def _rename_embedder(self, settings: Settings, embed_model: str) -> None:
+        """The same model has another name now, which questions are to be embedded with."""
+
+        def write(pipe: Pipeline) -> None:
+            corpus_id: Any = pipe.hget(self._keys.meta, "id")
+            if corpus_id is None or _text(corpus_id) != settings.id:
+                return  # dropped meanwhile: the first file that is written will say so
+            pipe.multi()
+            pipe.hset(self._keys.meta, "embed_model", embed_model)
 
         self._client.transaction(write, self._keys.meta)
 
@@ -341,7 +367,8 @@ class _Run:
                 self._report.unchanged += 1
                 present.add(prepared.path)
             elif not prepared.gone:
-                self._write(prepared, [next(vectors) for _ in prepared.chunks])
+                if not self._write(prepared, [next(vectors) for _ in prepared.chunks]):
+                    self._report.unchanged += 1
                 present.add(prepared.path)
             self._files_done += 1
             self._bytes_done += prepared.file.size
@@ -427,7 +454,8 @@ class _Run:
 
     # ---- writing: one transaction a file ----
 
-    def _write(self, new: _Prepared, vectors: list[FloatArray]) -> None:
+    def _write(self, new: _Prepared, vectors: list[FloatArray]) -> bool:
+        """Whether it was written: another run may have seen to the file."""
         keys, path = self._keys, new.path
         values = [
             (
@@ -446,12 +474,15 @@ class _Run:
             )
         ]
 
-        def write(pipe: Pipeline) -> None:
+        def write(pipe: Pipeline) -> bool:
             old_sha256, old_chunks = self._look(pipe, path)
             if old_sha256 == new.sha256:
-                return  # another run wrote the same meanwhile
-            if old_sha256 != new.known_sha256 and not self._is_current(new):
-                return  # another run wrote the file, and read it later than this one
+                return False  # another run wrote the same meanwhile
+            now = self._sha256_now(new.file)
+            if now != new.sha256 and (now in (None, old_sha256) or old_sha256 != new.known_sha256):
+                # The file is gone, or is again as the corpus has it, or another run wrote it and
+                # read it later than this one. One that has just changed once more is written.
+                return False
             pipe.multi()
             for key, tokens, vector, element, attributes in values:
                 pipe.set(key, tokens)
@@ -470,28 +501,38 @@ class _Run:
                 },
             )
             pipe.sadd(keys.files, path)
+            return True
 
-        self._client.transaction(write, keys.meta, keys.file(path))
+        if not self._transaction(write, path):
+            return False
         self._report.added += new.known_sha256 is None
         self._report.changed += new.known_sha256 is not None
         self._report.chunks += len(values)
         self._report.tokens += sum(len(tokens) for tokens in new.tokens)
         self._report.text_bytes += new.size
+        return True
 
     def _delete(self, path: str, known_sha256: str) -> None:
         keys = self._keys
 
-        def write(pipe: Pipeline) -> None:
+        def write(pipe: Pipeline) -> bool:
             old_sha256, old_chunks = self._look(pipe, path)
             if old_sha256 != known_sha256:
-                return  # another run has seen to it
+                return False  # another run has seen to it
+            if self._is_back(path, known_sha256):
+                return False  # as it was: for another run, that has seen it, it is unchanged
             pipe.multi()
             self._remove_chunks(pipe, path, range(old_chunks))
             pipe.delete(keys.file(path))
             pipe.srem(keys.files, path)
+            return True
 
-        self._client.transaction(write, keys.meta, keys.file(path))
-        self._report.deleted += 1
+        self._report.deleted += self._transaction(write, path)
+
+    def _transaction(self, write: Callable[[Pipeline], bool], path: str) -> bool:
+        """Runs ``write`` while nobody changes the corpus' settings or this file; what it says."""
+        keys = (self._keys.meta, self._keys.file(path))
+        return bool(self._client.transaction(write, *keys, value_from_callable=True))  # type: ignore[arg-type]
 
     def _look(self, pipe: Pipeline, path: str) -> tuple[str | None, int]:
         """SHA-256 and number of chunks of a file in the corpus, once that is known to be ours."""
@@ -511,11 +552,22 @@ class _Run:
             pipe.delete(self._keys.tokens(path, n))
             _queue(pipe, "VREM", self._keys.vectors, layout.element(path, n))
 
-    def _is_current(self, prepared: _Prepared) -> bool:
-        try:
-            return tree.sha256(prepared.file.read(self._max_file_bytes)) == prepared.sha256
-        except (OSError, tree.SkippedError):
+    def _is_back(self, path: str, known_sha256: str) -> bool:
+        """Whether a file that the walk did not find, or that was no text, is as the corpus has it.
+
+        One that is ignored by now is not, although it is there.
+        """
+        if self._sha256_now(tree.SourceFile(self._root, path, 0)) != known_sha256:
             return False
+        if self._found_later is None:
+            self._found_later = frozenset(file.path for file in tree.files(self._root))
+        return path in self._found_later
+
+    def _sha256_now(self, file: tree.SourceFile) -> str | None:
+        try:
+            return tree.sha256(file.read(self._max_file_bytes))
+        except (OSError, tree.SkippedError):
+            return None
 
 
 def _batches(files: Sequence[tree.SourceFile]) -> Iterator[list[tree.SourceFile]]:

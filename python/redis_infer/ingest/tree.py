@@ -7,7 +7,6 @@ not: what they point to inside the tree is found under its own name, and there a
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import os
 import stat
@@ -16,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
+
+from .. import decoding
 
 MAX_FILE_BYTES = 1 << 20
 """Larger files are data or generated."""
@@ -26,19 +27,6 @@ MAX_LINE_CHARS = 8192
 _GONE = (FileNotFoundError, NotADirectoryError)
 
 _CONTROL_FOLDERS = frozenset({".git", ".hg", ".svn", ".jj"})
-
-# Bytes that text in any of the 8-bit encodings does not have.
-_NOT_TEXT = bytes(set(range(32)) - set(b"\t\n\v\f\r\b\x1b")) + b"\x7f"
-_MAX_NOT_TEXT_SHARE = 0.02
-
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
-
 
 OnError = Callable[[str, OSError], None]
 """Called with the path of what could not be looked at, and why."""
@@ -200,38 +188,16 @@ def _read_rules(folder: Path, file: Path) -> _Rules | None:
 
 
 def text_of(data: bytes) -> str:
-    r"""The text of a file's bytes, its lines ended by ``\n``.
-
-    UTF-8, UTF-16 and UTF-32 with a byte order mark, else UTF-8, else Latin-1 (as Windows
-    extends it), in which every byte means something.
+    """The text of a file's bytes, as :func:`redis_infer.decoding.text_of` reads it.
 
     Raises:
         SkippedError: it is not text, or has lines that nobody wrote.
     """
-    text = _decode(data).replace("\r\n", "\n").replace("\r", "\n")
+    try:
+        text = decoding.text_of(data)
+    except decoding.NotTextError as error:
+        raise SkippedError(str(error)) from None
     longest = max(map(len, text.split("\n")))
     if longest > MAX_LINE_CHARS:
         raise SkippedError(f"has a line of {longest:,} characters")
     return text
-
-
-def _decode(data: bytes) -> str:
-    for mark, encoding in _BYTE_ORDER_MARKS:
-        if data.startswith(mark):
-            try:
-                return data[len(mark) :].decode(encoding)
-            except UnicodeDecodeError:
-                raise SkippedError("binary") from None
-    if b"\0" in data:
-        raise SkippedError("binary")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        pass
-    odd = len(data) - len(data.translate(None, delete=_NOT_TEXT))
-    if odd > _MAX_NOT_TEXT_SHARE * len(data):
-        raise SkippedError("binary")
-    try:
-        return data.decode("cp1252")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")

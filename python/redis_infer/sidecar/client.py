@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -44,7 +45,11 @@ def build(compiler: str | None = None) -> Path:
     if not sys.platform.startswith("linux"):
         raise BenchError("this measurement reads processes' times as Linux has them")
     compiler = compiler or os.environ.get("CC") or "cc"
-    if shutil.which(compiler) is None:
+    try:
+        words = shlex.split(compiler) or ["cc"]  # as make takes CC="ccache gcc"
+    except ValueError as error:
+        raise BenchError(f"CC={compiler} is no command: {error}") from error
+    if shutil.which(words[0]) is None:
         raise BenchError(f"no C compiler '{compiler}': install gcc or clang, or name one with CC=")
     folder = source_directory()
     sources = sorted(folder.glob("*.[ch]"))
@@ -58,7 +63,7 @@ def build(compiler: str | None = None) -> Path:
     with tempfile.TemporaryDirectory(dir=program.parent) as work:
         made = Path(work) / "client"
         files = [str(source) for source in sources if source.suffix == ".c"]
-        command = [compiler, *_FLAGS, *files, "-o", str(made), *_LIBRARIES]
+        command = [*words, *_FLAGS, *files, "-o", str(made), *_LIBRARIES]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             if "hiredis" in done.stderr:

@@ -10,7 +10,6 @@ import re
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from .. import _guard
+from ..server import socket_directory
 from . import BenchError
 
 _STARTUP_S = 120.0
@@ -92,7 +92,7 @@ class LlamaServer:
         flash_attention: bool = True,
     ) -> None:
         self.program = program
-        self._directory = Path(tempfile.mkdtemp(prefix="llama-server-"))
+        self._directory = socket_directory("llama-server-", "llama.sock")
         self.unix_socket = self._directory / "llama.sock"
         self._log = self._directory / "log"
         with socket.socket() as probe:
@@ -135,9 +135,11 @@ class LlamaServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._process is not None:
-            _guard.stop(self._process)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        try:
+            if self._process is not None:
+                _guard.stop(self._process)
+        finally:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     @property
     def pid(self) -> int:
