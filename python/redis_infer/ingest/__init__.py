@@ -237,15 +237,19 @@ class _Run:
         keys = self._keys
 
         def write(pipe: Pipeline) -> None:
+            def is_left_over(key: str) -> bool:
+                # Looked at in this order: another run makes its settings first, and may do so now.
+                return bool(pipe.exists(key)) and not pipe.exists(keys.meta)
+
             if pipe.exists(keys.meta):
                 return  # another run was faster
-            if pipe.exists(keys.files):
+            if is_left_over(keys.files):
                 raise CorpusError(
                     f"corpus '{keys.name}' was dropped, but not to the end: run "
                     f"'redis-infer corpus drop {keys.name}' again"
                 )
             for key in (keys.vectors, keys.prefix):
-                if pipe.exists(key):
+                if is_left_over(key):
                     raise CorpusError(
                         f"the key '{key}' is there already, and no corpus '{keys.name}' that it "
                         "could belong to: take another name for the corpus, or rename the key"
