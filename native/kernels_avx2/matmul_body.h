@@ -164,9 +164,10 @@ static const struct shape *shape_of(const struct avx2_format *f)
     return s;
 }
 
-static avx2_pack_fn *pack_of(const struct avx2_format *f) { return f->bits == 8 && !PRODUCT_Q8_ZERO ? avx2_pack_q8_0_signed : f->pack; }
-
 static int zero_of(const struct avx2_format *f) { return f->bits == 8 ? PRODUCT_Q8_ZERO : f->zero; }
+
+/* Products that take nothing off of Q8_0 want it signed. */
+static avx2_pack_fn *pack_of(const struct avx2_format *f) { return zero_of(f) == f->zero ? f->pack : avx2_pack_q8_0_signed; }
 
 /* The corrections of activation rows t0 .. t0+n_t-1. */
 static void correct(struct matmul_scratch *s, const struct avx2_format *f, const struct act *a, int t0, int n_t)

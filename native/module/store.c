@@ -18,14 +18,10 @@ static int take_reply(RedisModuleCallReply *reply, const char *option, RedisModu
     return result;
 }
 
-static bool is_out_of_memory(RedisModuleCtx *ctx)
+/* Memory is short, and Redis may not make room. */
+static bool is_full(int context_flags)
 {
-    return RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_OOM;
-}
-
-static bool may_evict(RedisModuleCtx *ctx)
-{
-    return RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_EVICT;
+    return (context_flags & REDISMODULE_CTX_FLAGS_OOM) && !(context_flags & REDISMODULE_CTX_FLAGS_EVICT);
 }
 
 /* Before Redis 7.2, which lets nobody ask. Its users have our commands by name only. */
@@ -34,8 +30,7 @@ static int allowed_by_flags(RedisModuleCtx *ctx, const char *option, struct repl
     int flags = RedisModule_GetContextFlags(ctx);
     if ((flags & REDISMODULE_CTX_FLAGS_SLAVE) && (flags & REDISMODULE_CTX_FLAGS_READONLY))
         return reply_fail(err, "READONLY", "%s is a write, and this server is a read only replica", option);
-    if (is_out_of_memory(ctx) && !may_evict(ctx))
-        return reply_fail(err, "OOM", "%s is a write, and used memory > 'maxmemory'", option);
+    if (is_full(flags)) return reply_fail(err, "OOM", "%s is a write, and used memory > 'maxmemory'", option);
     return 0;
 }
 
@@ -65,10 +60,10 @@ int store_call(RedisModuleCtx *ctx, enum store_when when, const char *option, co
     /* ! replicate, E errors as replies, S obey what scripts obey: no writes on a read only replica, with a failing disk or with too
      * few replicas. M obey maxmemory: Redis then asks what it saw before the last command of a client, which may be long ago, and
      * whether evicting was of no use then. So it is asked only where that counts. */
-    bool out_of_memory = when == STORE_WITHIN_MEMORY && is_out_of_memory(ctx);
-    if (out_of_memory && !may_evict(ctx))
+    int flags = when == STORE_WITHIN_MEMORY ? RedisModule_GetContextFlags(ctx) : 0;
+    if (is_full(flags))
         return reply_fail(err, "OOM", "%s '%s': command not allowed when used memory > 'maxmemory'.", option, quote_string(argv[0]).text);
-    RedisModuleCallReply *reply = RedisModule_Call(ctx, command, out_of_memory ? "!EMSv" : "!ESv", argv, argc);
+    RedisModuleCallReply *reply = RedisModule_Call(ctx, command, flags & REDISMODULE_CTX_FLAGS_OOM ? "!EMSv" : "!ESv", argv, argc);
     if (!reply) return reply_fail(err, "ERR", "%s '%s': %s", option, quote_string(argv[0]).text, strerror(errno));
     return take_reply(reply, option, argv[0], err);
 }
